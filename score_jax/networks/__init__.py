@@ -1,0 +1,6 @@
+"""Networks: Linen modules called as `network.apply(params, x, cond, y=None, *, train=False)`."""
+
+from score_jax.networks.mlp import MLP
+from score_jax.networks.unet import UNet
+
+__all__ = ["MLP", "UNet"]

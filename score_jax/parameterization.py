@@ -1,0 +1,86 @@
+"""From what a network predicts to the score, and from the score to the clean data.
+
+With x_t = alpha x_0 + sigma eps (time subscripts dropped), the score of the marginal
+is an expectation over the posterior (Vincent 2011; Efron 2011):
+
+    score(x_t, t) = -E[eps | x_t] / sigma                                   (1)
+                  = (alpha E[x_0 | x_t] - x_t) / sigma^2.                   (2)
+
+Solving (2) for the posterior mean is Tweedie's formula
+
+    E[x_0 | x_t] = (x_t + sigma^2 score(x_t, t)) / alpha.                   (3)
+
+The velocity of Salimans & Ho (2022, Eq. 11), v = alpha eps - sigma x_0, together with x_t
+determines eps on any process, not only where alpha^2 + sigma^2 = 1:
+
+    eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2).                      (4)
+
+Each adapter takes `net(x, t)` and returns a `ScoreFn`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from score_jax.sde import SDE, ScoreFn, expand
+
+__all__ = ["from_denoiser", "from_noise", "from_velocity", "preconditioned", "tweedie"]
+
+Net = Callable[[Array, Array], Array]
+
+
+def from_noise(sde: SDE, net: Net) -> ScoreFn:
+    """The score of a network that predicts the noise eps (Eq. 1)."""
+    return lambda x, t: -net(x, t) / expand(sde.sigma(t), x)
+
+
+def from_denoiser(sde: SDE, net: Net) -> ScoreFn:
+    """The score of a network that predicts the clean data x_0 (Eq. 2)."""
+
+    def score_fn(x: Array, t: Array) -> Array:
+        return (expand(sde.alpha(t), x) * net(x, t) - x) / expand(sde.sigma(t) ** 2, x)
+
+    return score_fn
+
+
+def from_velocity(sde: SDE, net: Net) -> ScoreFn:
+    """The score of a network that predicts v = alpha eps - sigma x_0 (Eq. 4)."""
+
+    def score_fn(x: Array, t: Array) -> Array:
+        alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
+        return -(x + alpha / sigma * net(x, t)) / (alpha**2 + sigma**2)
+
+    return score_fn
+
+
+def preconditioned(sde: SDE, net: Net, *, sigma_data: float = 0.5) -> ScoreFn:
+    """The score of a network F inside EDM's preconditioning (Karras et al. 2022, Eq. 7 and Table 1).
+
+    With y = x / alpha and s = sigma / alpha, the noise level of the rescaled process,
+
+        D(y, s) = c_skip y + c_out F(c_in y, log(s) / 4),
+
+    where c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data c_in and
+    c_in = 1 / sqrt(s^2 + sigma_data^2): input and target have unit variance at every level.
+
+    Args:
+      sde: the process.
+      net: `net(x, cond)`; note that it receives `log(s) / 4`, not the time.
+      sigma_data: the standard deviation of the data.
+    """
+
+    def denoiser(x: Array, t: Array) -> Array:
+        level = jnp.exp(-0.5 * sde.log_snr(t))
+        c_in = 1 / jnp.sqrt(level**2 + sigma_data**2)
+        y = x / expand(sde.alpha(t), x)
+        skip = expand((sigma_data * c_in) ** 2, x) * y
+        return skip + expand(level * sigma_data * c_in, x) * net(expand(c_in, x) * y, jnp.log(level) / 4)
+
+    return from_denoiser(sde, denoiser)
+
+
+def tweedie(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
+    """The posterior mean E[x_0 | x_t] (Eq. 3), in the shape of `x` (`[batch, *event]`)."""
+    return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, jnp.asarray(t))) / expand(sde.alpha(t), x)

@@ -1,0 +1,88 @@
+"""What a sampler is, and the one loop that runs any of them.
+
+A sampler is a pair of functions.  `step` moves a batch from time t down to time s < t; what
+it must remember between steps (the history of a multistep method, say) is its state, which
+`init` makes.  A sampler is built from `(sde, score_fn)` by a function of that name.  It
+holds closures, so build it inside the function that is jitted: closures hash by identity,
+and a sampler passed as a static argument recompiles on every call.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+__all__ = ["Sampler", "chain", "sample"]
+
+State = Any
+
+
+class Sampler(NamedTuple):
+    """A sampling method as two pure functions.
+
+    Attributes:
+      init: `init(x, t) -> state`, the state before the first step from `x` (`[batch, *event]`)
+        at the scalar time `t`.
+      step: `step(key, x, t, s, state) -> (x_s, state)`, one step from time `t` to `s < t`, both
+        scalars.  A corrector leaves the time alone: it acts at `s`, where the predictor before
+        it has arrived.
+    """
+
+    init: Callable[[Array, Array], State]
+    step: Callable[[Array, Array, Array, Array, State], tuple[Array, State]]
+
+
+def no_state(x: Array, t: Array) -> State:
+    """The `init` of a sampler that remembers nothing."""
+    return ()
+
+
+def chain(*samplers: Sampler) -> Sampler:
+    """Samplers applied one after the other in every step: a predictor, then correctors.
+
+    (Song et al. 2021, Algorithm 1.)  Each is called with the same `t` and `s`, its own key and
+    its own state.
+    """
+
+    def init(x: Array, t: Array) -> State:
+        return tuple(sampler.init(x, t) for sampler in samplers)
+
+    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+        states = []
+        for k, sampler, old in zip(jax.random.split(key, len(samplers)), samplers, state, strict=True):
+            x, new = sampler.step(k, x, t, s, old)
+            states.append(new)
+        return x, tuple(states)
+
+    return Sampler(init, step)
+
+
+def sample(key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: bool = False) -> Array:
+    """Run a sampler along a grid of times, as one `lax.scan`.
+
+    Args:
+      key: a PRNG key, split into one for each step.
+      sampler: the method.
+      x: the state at `ts[0]`, `[batch, *event]`; usually `sample_prior`.
+      ts: `[n + 1]` decreasing times, see `score_jax.timesteps`.
+      trajectory: return every state instead of the last.
+
+    Returns:
+      The state at `ts[-1]`, in the shape of `x`; with `trajectory`, the states at all of `ts`,
+      `[n + 1, batch, *event]`.
+
+    Raises:
+      ValueError: if `ts` is not a vector of at least two times.
+    """
+    if ts.ndim != 1 or len(ts) < 2:
+        raise ValueError(f"ts must be a vector of at least 2 times, but has shape {ts.shape}")
+
+    def body(carry, inputs):
+        k, t, s = inputs
+        carry = sampler.step(k, carry[0], t, s, carry[1])
+        return carry, carry[0] if trajectory else None
+
+    keys = jax.random.split(key, len(ts) - 1)
+    (last, _), visited = jax.lax.scan(body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:]))
+    return jax.numpy.concatenate([x[None], visited]) if trajectory else last

@@ -1,0 +1,224 @@
+"""Forward processes: how data turns into noise, and the two reverse equations.
+
+A process is a linear SDE (Song et al. 2021, "Score-Based Generative Modeling
+through Stochastic Differential Equations", Eq. 5)
+
+    dX = f(t) X dt + g(t) dW,    t in [t_min, t_max],                       (1)
+
+whose law given the data is Gaussian at every time (Eq. 29 there):
+
+    X_t | X_0 ~ N(alpha_t X_0, sigma_t^2 I).                                (2)
+
+A subclass writes log alpha_t and log sigma_t and nothing else.  With the
+log signal-to-noise ratio  lambda_t = 2 (log alpha_t - log sigma_t)  the
+coefficients of (1) follow by differentiation (Kingma et al. 2021, Eq. 9)
+
+    f(t)   = (log alpha_t)',                                                (3)
+    g(t)^2 = -sigma_t^2 lambda_t'.                                          (4)
+
+Run backwards in time, (1) becomes the reverse SDE (Anderson 1982) and, with the
+same marginals, the probability-flow ODE (Song et al. 2021, Eqs. 6 and 13):
+
+    dX = [f X - g^2 score(X, t)] dt + g dW,                                 (5)
+    dX = [f X - g^2/2 score(X, t)] dt.                                      (6)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+ScoreFn = Callable[[Array, Array], Array]
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "ScoreFn",
+    "SubVP",
+    "expand",
+    "perturb",
+    "prior_log_prob",
+    "probability_flow_drift",
+    "reverse_drift",
+    "sample_prior",
+]
+
+
+def expand(t: ArrayLike, x: Array) -> Array:
+    """Reshape a scalar or per-example value so that it broadcasts against a batch.
+
+    Args:
+      t: scalar or `[batch]`.
+      x: `[batch, *event]`.
+
+    Returns:
+      `t` as a scalar or as `[batch, 1, ...]` with the rank of `x`.
+
+    Raises:
+      ValueError: if `t` is neither a scalar nor one value an example.
+    """
+    t = jnp.asarray(t)
+    if t.ndim == 0:
+        return t
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t must be a scalar or have shape {x.shape[:1]}, one value an example, but has {t.shape}")
+    return t.reshape(t.shape + (1,) * (x.ndim - 1))
+
+
+def _check_order(name: str, **values) -> None:
+    """Raise unless the values increase and are positive; traced values pass."""
+    concrete = {k: v for k, v in values.items() if isinstance(v, int | float)}
+    if any(v <= 0 for v in concrete.values()) or list(concrete.values()) != sorted(set(concrete.values())):
+        wanted = " < ".join(["0", *values])
+        raise ValueError(f"{name} needs {wanted}, got " + ", ".join(f"{k}={v}" for k, v in concrete.items()))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SDE:
+    """A forward process: a frozen dataclass whose fields are pytree leaves.
+
+    Attributes:
+      t_min: the smallest time, where training and sampling end.
+      t_max: the largest time, where `X_t` is the prior.
+    """
+
+    t_min: float = dataclasses.field(default=1e-5, kw_only=True)
+    t_max: float = dataclasses.field(default=1.0, kw_only=True)
+
+    def __post_init__(self):
+        _check_order(type(self).__name__, t_min=self.t_min, t_max=self.t_max)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        """log alpha_t, in the shape of `t`."""
+        raise NotImplementedError(f"{type(self).__name__} must define log_alpha")
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        """log sigma_t, in the shape of `t`."""
+        raise NotImplementedError(f"{type(self).__name__} must define log_sigma")
+
+    def alpha(self, t: ArrayLike) -> Array:
+        """The scale of the signal in Eq. 2, in the shape of `t`."""
+        return jnp.exp(self.log_alpha(t))
+
+    def sigma(self, t: ArrayLike) -> Array:
+        """The standard deviation of the noise in Eq. 2, in the shape of `t`."""
+        return jnp.exp(self.log_sigma(t))
+
+    def log_snr(self, t: ArrayLike) -> Array:
+        """lambda_t = log(alpha_t^2 / sigma_t^2), strictly decreasing, in the shape of `t`."""
+        return 2 * (self.log_alpha(t) - self.log_sigma(t))
+
+    def drift(self, x: Array, t: ArrayLike) -> Array:
+        """f(t) x of Eq. 3, in the shape of `x` (`[batch, *event]`)."""
+        return expand(_rate(self.log_alpha, t), x) * x
+
+    def diffusion(self, t: ArrayLike) -> Array:
+        """g(t) of Eq. 4, in the shape of `t`."""
+        return self.sigma(t) * jnp.sqrt(-_rate(self.log_snr, t))
+
+
+def _rate(fn: Callable[[Array], Array], t: ArrayLike) -> Array:
+    """The time derivative of `fn`, in the shape of `t`."""
+    t = jnp.asarray(t, jnp.result_type(t, float))
+    return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VP(SDE):
+    """Variance preserving: alpha_t^2 + sigma_t^2 = 1 (Song et al. 2021, Eqs. 11 and 33).
+
+    f = -beta(t)/2 and g^2 = beta(t), with beta(t) = beta_min + t (beta_max - beta_min).
+    The continuous limit of DDPM (Ho et al. 2020).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_order(type(self).__name__, beta_min=self.beta_min, beta_max=self.beta_max)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        t = jnp.asarray(t)
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        # 1 - exp(2 log alpha) loses every digit in float32 near t_min; expm1 keeps them.
+        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-variance preserving: VP's alpha_t, and sigma_t = 1 - alpha_t^2 (Song et al. 2021, Eq. 14).
+
+    f = -beta(t)/2 and g^2 = beta(t) (1 - alpha_t^4): always less noise than VP.
+    """
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VE(SDE):
+    """Variance exploding: alpha_t = 1, sigma_t = sigma_min (sigma_max/sigma_min)^t (Song et al. 2021, Eq. 31).
+
+    f = 0 and g^2 = 2 sigma_t^2 log(sigma_max/sigma_min).  The continuous limit of
+    NCSN's ladder of noise levels.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_order(type(self).__name__, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return jnp.zeros_like(t, jnp.result_type(t, float))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        t = jnp.asarray(t)
+        return jnp.log(self.sigma_min) + t * jnp.log(self.sigma_max / self.sigma_min)
+
+
+def perturb(sde: SDE, x0: Array, noise: Array, t: ArrayLike) -> Array:
+    """X_t = alpha_t x_0 + sigma_t noise (Eq. 2); `x0` and `noise` are `[batch, *event]`."""
+    return expand(sde.alpha(t), x0) * x0 + expand(sde.sigma(t), x0) * noise
+
+
+def sample_prior(key: Array, sde: SDE, shape: tuple[int, ...]) -> Array:
+    """Draw from N(0, sigma_{t_max}^2 I), the law of X_{t_max} where the signal has vanished.
+
+    Args:
+      key: a PRNG key.
+      sde: the process.
+      shape: `[batch, *event]`.
+    """
+    return sde.sigma(sde.t_max) * jax.random.normal(key, shape)
+
+
+def prior_log_prob(sde: SDE, x: Array) -> Array:
+    """Log density of the prior N(0, sigma_{t_max}^2 I), in nats: `[batch, *event]` to `[batch]`."""
+    size = math.prod(x.shape[1:])
+    log_sigma = sde.log_sigma(sde.t_max)
+    square = jnp.sum((x * jnp.exp(-log_sigma)).reshape(x.shape[0], size) ** 2, axis=1)
+    return -0.5 * square - size * (log_sigma + 0.5 * math.log(2 * math.pi))
+
+
+def reverse_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
+    """f x - g^2 score, the drift of the reverse SDE (Eq. 5), in the shape of `x`."""
+    return sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(x, jnp.asarray(t))
+
+
+def probability_flow_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
+    """f x - g^2/2 score, the drift of the probability-flow ODE (Eq. 6), in the shape of `x`."""
+    return sde.drift(x, t) - expand(0.5 * sde.diffusion(t) ** 2, x) * score_fn(x, jnp.asarray(t))
