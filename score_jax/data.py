@@ -208,7 +208,7 @@ def _cifar(archive: str | None, **kwargs: Any):
                     blob = b"".join(tar.extractfile(members[n]).read() for n in names)  # type: ignore[union-attr]
                 for i, row in enumerate(np.frombuffer(blob, np.uint8).reshape(-1, 1 + 3072)):
                     # A PIL image: an array would be encoded by TensorFlow.
-                image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+                    image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
                     yield i, {"id": f"{split}_{i:05d}", "image": image, "label": int(row[0])}
 
     return Cifar10(**kwargs)

@@ -8,17 +8,32 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer, variance_scaling
 
-__all__ = ["Attention", "Embedding", "GroupNorm", "conv3x3", "default_init", "fourier", "positional", "upsample"]
+__all__ = [
+    "Attention",
+    "Embedding",
+    "GroupNorm",
+    "conv3x3",
+    "default_init",
+    "fourier",
+    "positional",
+    "upsample",
+]
 
 
 def default_init(scale: float = 1.0) -> Initializer:
     """DDPM's initialiser, uniform with variance scale / fan_avg; a scale of 0 gives zeros."""
-    return variance_scaling(scale, "fan_avg", "uniform") if scale else nn.initializers.zeros
+    return (
+        variance_scaling(scale, "fan_avg", "uniform")
+        if scale
+        else nn.initializers.zeros
+    )
 
 
 def conv3x3(features: int, *, stride: int = 1, scale: float = 1.0) -> nn.Conv:
     """A 3x3 convolution with DDPM's initialiser."""
-    return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=default_init(scale))
+    return nn.Conv(
+        features, (3, 3), strides=(stride, stride), kernel_init=default_init(scale)
+    )
 
 
 class GroupNorm(nn.Module):
@@ -44,7 +59,9 @@ class GroupNorm(nn.Module):
 
         mean = per_group(x.mean(axis=(1, 2)))
         square = per_group((x**2).mean(axis=(1, 2)))
-        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
+        factor = scale * jax.lax.rsqrt(
+            jnp.maximum(square - mean**2, 0.0) + self.epsilon
+        )
         offset = bias - mean * factor
         return x * factor[:, None, None, :] + offset[:, None, None, :]
 
@@ -64,7 +81,10 @@ def fourier(cond: Array, size: int) -> Array:
     The wavelengths run geometrically from 64, longer than any ladder of noise levels, down to 1/2.
     """
     half = size // 2
-    return _waves(jnp.log(cond), 2 * math.pi / 64 * jnp.exp(math.log(128) * jnp.arange(half) / (half - 1)))
+    return _waves(
+        jnp.log(cond),
+        2 * math.pi / 64 * jnp.exp(math.log(128) * jnp.arange(half) / (half - 1)),
+    )
 
 
 def _waves(value: Array, frequencies: Array) -> Array:
@@ -89,14 +109,18 @@ class Embedding(nn.Module):
     def __call__(self, cond: Array, y: Array | None) -> Array:
         waves = {"positional": positional, "fourier": fourier}
         if self.kind not in waves:
-            raise ValueError(f"unknown embedding {self.kind!r}; there are {', '.join(waves)}")
+            raise ValueError(
+                f"unknown embedding {self.kind!r}; there are {', '.join(waves)}"
+            )
         emb = waves[self.kind](cond, self.features)
         for _ in range(2):
             emb = nn.silu(nn.Dense(4 * self.features, kernel_init=default_init())(emb))
         if self.num_classes is None:
             return emb
         if y is None:
-            raise ValueError(f"a network of {self.num_classes} classes needs labels y, [batch] integers")
+            raise ValueError(
+                f"a network of {self.num_classes} classes needs labels y, [batch] integers"
+            )
         return emb + nn.Embed(self.num_classes, 4 * self.features)(y)
 
 
@@ -107,7 +131,10 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         h = GroupNorm()(x).reshape(batch, height * width, channels)
-        q, k, v = (nn.Dense(channels, kernel_init=default_init())(h)[:, :, None, :] for _ in range(3))
+        q, k, v = (
+            nn.Dense(channels, kernel_init=default_init())(h)[:, :, None, :]
+            for _ in range(3)
+        )
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
         return (x + nn.Dense(channels, kernel_init=default_init(0.0))(h)) / math.sqrt(2)
 
@@ -115,7 +142,9 @@ class Attention(nn.Module):
 def upsample(x: Array) -> Array:
     """Twice the height and width, each pixel repeated: `[batch, h, w, c]` to `[batch, 2h, 2w, c]`."""
     batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    x = jnp.broadcast_to(
+        x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
+    )
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
@@ -123,10 +152,16 @@ class Conv3(nn.Module):
     f: int
     s: int
     sc: float
+
     @nn.compact
     def __call__(self, x):
-        c=x.shape[-1]
-        w=self.param('kernel', default_init(self.sc), (3,3,c,self.f)); b=self.param('bias',nn.initializers.zeros,(self.f,))
-        p=jnp.pad(x,((0,0),(1,1),(1,1),(0,0))); H,W=x.shape[1:3]; s=self.s
-        q=jnp.concatenate([p[:,i:i+H:s,j:j+W:s] for i in range(3) for j in range(3)],-1)
-        return q@w.reshape(9*c,self.f)+b
+        c = x.shape[-1]
+        w = self.param("kernel", default_init(self.sc), (3, 3, c, self.f))
+        b = self.param("bias", nn.initializers.zeros, (self.f,))
+        p = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        H, W = x.shape[1:3]
+        s = self.s
+        q = jnp.concatenate(
+            [p[:, i : i + H : s, j : j + W : s] for i in range(3) for j in range(3)], -1
+        )
+        return q @ w.reshape(9 * c, self.f) + b

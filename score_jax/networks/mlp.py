@@ -24,7 +24,9 @@ class MLP(nn.Module):
     num_classes: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False
+    ) -> Array:
         """Apply the network.
 
         Args:

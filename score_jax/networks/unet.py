@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.networks.layers import Attention, Embedding, GroupNorm, conv3x3, default_init, upsample
+from score_jax.networks.layers import (
+    Attention,
+    Embedding,
+    GroupNorm,
+    conv3x3,
+    default_init,
+    upsample,
+)
 
 __all__ = ["UNet"]
 
@@ -28,7 +35,10 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
         h = conv3x3(self.features)(nn.silu(GroupNorm()(x)))
-        h = h + nn.Dense(self.features, kernel_init=default_init())(emb)[:, None, None, :]
+        h = (
+            h
+            + nn.Dense(self.features, kernel_init=default_init())(emb)[:, None, None, :]
+        )
         h = nn.silu(GroupNorm()(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, scale=0.0)(h)
@@ -59,7 +69,9 @@ class UNet(nn.Module):
     num_classes: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False
+    ) -> Array:
         """Apply the network.
 
         Args:
@@ -99,7 +111,10 @@ class UNet(nn.Module):
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.num_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), multiplier * self.features)
+                h = block(
+                    jnp.concatenate([h, skips.pop()], axis=-1),
+                    multiplier * self.features,
+                )
             if level:
                 h = conv3x3(h.shape[-1])(upsample(h))
         return conv3x3(x.shape[-1], scale=0.0)(nn.silu(GroupNorm()(h)))
