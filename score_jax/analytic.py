@@ -44,9 +44,7 @@ class GaussianMixture:
 
     def __post_init__(self):
         leaves = self.weights, self.means, self.covariances
-        if not all(
-            isinstance(leaf, Array | np.ndarray | list | tuple) for leaf in leaves
-        ):
+        if not all(isinstance(leaf, Array | np.ndarray | list | tuple) for leaf in leaves):
             return  # Inside a tree transformation a leaf can be anything.
         for field, leaf in zip(dataclasses.fields(self), leaves, strict=True):
             object.__setattr__(self, field.name, jnp.asarray(leaf))
@@ -61,21 +59,15 @@ class GaussianMixture:
     def sample(self, key: Array, n: int) -> Array:
         """Draw `[n, d]` independent points."""
         key_component, key_noise = jax.random.split(key)
-        component = jax.random.categorical(
-            key_component, jnp.log(self.weights), shape=(n,)
-        )
+        component = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
         values, vectors = jnp.linalg.eigh(self.covariances)
         z = jax.random.normal(key_noise, (n, self.means.shape[1]))
         scaled = jnp.sqrt(values)[component] * z
-        return self.means[component] + jnp.einsum(
-            "nde,ne->nd", vectors[component], scaled
-        )
+        return self.means[component] + jnp.einsum("nde,ne->nd", vectors[component], scaled)
 
     def log_prob(self, x: Array) -> Array:
         """Log density in nats: `[..., d]` to `[...]`."""
-        return jax.nn.logsumexp(
-            _components(self, self._eigen(), x, 1.0, 0.0)[0], axis=-1
-        )
+        return jax.nn.logsumexp(_components(self, self._eigen(), x, 1.0, 0.0)[0], axis=-1)
 
     def score(self, x: Array) -> Array:
         """The gradient of the log density, in the shape of `x` (`[..., d]`)."""
@@ -84,12 +76,8 @@ class GaussianMixture:
     def marginal(self, sde: SDE, t: ArrayLike) -> "GaussianMixture":
         """The law of X_t (Eq. 1) at a scalar time, a mixture again."""
         alpha, sigma = sde.alpha(t), sde.sigma(t)
-        noise = jnp.broadcast_to(
-            sigma**2 * jnp.eye(self.means.shape[-1]), self.covariances.shape
-        )
-        return GaussianMixture(
-            self.weights, alpha * self.means, alpha**2 * self.covariances + noise
-        )
+        noise = jnp.broadcast_to(sigma**2 * jnp.eye(self.means.shape[-1]), self.covariances.shape)
+        return GaussianMixture(self.weights, alpha * self.means, alpha**2 * self.covariances + noise)
 
     def score_fn(self, sde: SDE) -> ScoreFn:
         """The exact score of X_t (Eq. 2): `score_fn(x, t)` with `x` `[batch, d]`, `t` scalar or `[batch]`."""
@@ -112,17 +100,11 @@ def _components(
     values, vectors = eigen
     lead = (1,) * (x.ndim - 1)
     # `alpha` and `sigma` are scalars or one value an example; both line up with [..., k, d].
-    alpha, sigma = (
-        jnp.asarray(a)[..., None, None] if jnp.ndim(a) else a for a in (alpha, sigma)
-    )
-    centred = x[..., None, :] - alpha * mixture.means.reshape(
-        lead + mixture.means.shape
-    )
+    alpha, sigma = (jnp.asarray(a)[..., None, None] if jnp.ndim(a) else a for a in (alpha, sigma))
+    centred = x[..., None, :] - alpha * mixture.means.reshape(lead + mixture.means.shape)
     variance = alpha**2 * values.reshape(lead + values.shape) + sigma**2
     along = jnp.einsum("kde,...kd->...ke", vectors, centred)
-    log_joint = -0.5 * jnp.sum(
-        along**2 / variance + jnp.log(2 * math.pi * variance), axis=-1
-    )
+    log_joint = -0.5 * jnp.sum(along**2 / variance + jnp.log(2 * math.pi * variance), axis=-1)
     log_joint = log_joint + jnp.log(mixture.weights).reshape((*lead, -1))
     return log_joint, -jnp.einsum("kde,...ke->...kd", vectors, along / variance)
 

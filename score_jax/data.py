@@ -111,7 +111,9 @@ def folder(split: str, *, data_dir: str | None = None, image_size: int | None = 
     root = root / split if (root / split).is_dir() else root
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
-        raise UserError(f"no images ({', '.join(sorted(SUFFIXES))}) in {root}: set config.data.dir to a folder of images")
+        raise UserError(
+            f"no images ({', '.join(sorted(SUFFIXES))}) in {root}: set config.data.dir to a folder of images"
+        )
     groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
     y = np.unique(groups, return_inverse=True)[1].astype(np.int32)
 
@@ -182,11 +184,11 @@ def prepare(name: str, *, data_dir: str | None = None, archive: str | None = Non
     Args:
       name: the data set's name.
       data_dir: where to write; None for the default of tensorflow-datasets.
-      archive: for CIFAR, the binary version's `.tar.gz` if it is on disk already.
+      archive: for CIFAR-10, the binary version's `.tar.gz` if it is on disk already.
     """
     import tensorflow_datasets as tfds
 
-    make = functools.partial(_cifar, archive) if name in ("cifar10", "cifar100") else functools.partial(tfds.builder, name)
+    make = functools.partial(_cifar, archive) if name == "cifar10" else functools.partial(tfds.builder, name)
     make(data_dir=data_dir, file_format="array_record").download_and_prepare(file_format="array_record")
 
 
@@ -232,8 +234,8 @@ def to_float(
         return x.astype(np.float32)
     if random_flip:
         x = np.where(rng.random(len(x))[:, None, None, None] < 0.5, x[:, :, ::-1], x)
-    y = x.astype(np.float32)
-    y = (y + rng.random(y.shape, np.float32)) / 256 if dequantize else y / 255
+    noise = rng.random(x.shape, np.float32) if dequantize else 0
+    y = (x.astype(np.float32) + noise) / np.float32(256 if dequantize else 255)
     return 2 * y - 1 if centered else y
 
 
@@ -288,7 +290,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m score_jax.data", description=prepare.__doc__)
     parser.add_argument("name", help="the data set, cifar10 say")
     parser.add_argument("--data_dir", help="where to write; the default is that of tensorflow-datasets")
-    parser.add_argument("--archive", help="CIFAR's binary .tar.gz, if it is on disk already")
+    parser.add_argument("--archive", help="CIFAR-10's binary .tar.gz, if it is on disk already")
     arguments = parser.parse_args()
     prepare(arguments.name, data_dir=arguments.data_dir, archive=arguments.archive)
 

@@ -15,8 +15,4 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = list(names)
     folded = {n.lower(): n for n in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {folded[close[0]]!r}?"
-        if close
-        else f"; there are {', '.join(sorted(names)[:12])}"
-    )
+    return f"; did you mean {folded[close[0]]!r}?" if close else f"; there are {', '.join(sorted(names)[:12])}"

@@ -59,9 +59,5 @@ def denoising_score_matching(
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     sigma = sde.sigma(t)
     # Scaled by sigma, so that nothing of the size 1/sigma is ever squared.
-    residual = (
-        expand(sigma, x0) * score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)) + noise
-    )
-    return (
-        0.5 * (weight(sde, t) / sigma**2) * jnp.sum(residual**2, axis=range(1, x0.ndim))
-    )
+    residual = expand(sigma, x0) * score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)) + noise
+    return 0.5 * (weight(sde, t) / sigma**2) * jnp.sum(residual**2, axis=range(1, x0.ndim))

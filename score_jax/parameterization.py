@@ -76,15 +76,11 @@ def preconditioned(sde: SDE, net: Net, *, sigma_data: float = 0.5) -> ScoreFn:
         c_in = 1 / jnp.sqrt(level**2 + sigma_data**2)
         y = x / expand(sde.alpha(t), x)
         skip = expand((sigma_data * c_in) ** 2, x) * y
-        return skip + expand(level * sigma_data * c_in, x) * net(
-            expand(c_in, x) * y, jnp.log(level) / 4
-        )
+        return skip + expand(level * sigma_data * c_in, x) * net(expand(c_in, x) * y, jnp.log(level) / 4)
 
     return from_denoiser(sde, denoiser)
 
 
 def tweedie(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """The posterior mean E[x_0 | x_t] (Eq. 3), in the shape of `x` (`[batch, *event]`)."""
-    return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, jnp.asarray(t))) / expand(
-        sde.alpha(t), x
-    )
+    return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, jnp.asarray(t))) / expand(sde.alpha(t), x)

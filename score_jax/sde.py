@@ -66,23 +66,16 @@ def expand(t: ArrayLike, x: Array) -> Array:
     if t.ndim == 0:
         return t
     if t.shape != x.shape[:1]:
-        raise ValueError(
-            f"t must be a scalar or have shape {x.shape[:1]}, one value an example, but has {t.shape}"
-        )
+        raise ValueError(f"t must be a scalar or have shape {x.shape[:1]}, one value an example, but has {t.shape}")
     return t.reshape(t.shape + (1,) * (x.ndim - 1))
 
 
 def _check_order(name: str, **values) -> None:
     """Raise unless the values increase and are positive; traced values pass."""
     concrete = {k: v for k, v in values.items() if isinstance(v, int | float)}
-    if any(v <= 0 for v in concrete.values()) or list(concrete.values()) != sorted(
-        set(concrete.values())
-    ):
+    if any(v <= 0 for v in concrete.values()) or list(concrete.values()) != sorted(set(concrete.values())):
         wanted = " < ".join(["0", *values])
-        raise ValueError(
-            f"{name} needs {wanted}, got "
-            + ", ".join(f"{k}={v}" for k, v in concrete.items())
-        )
+        raise ValueError(f"{name} needs {wanted}, got " + ", ".join(f"{k}={v}" for k, v in concrete.items()))
 
 
 @jax.tree_util.register_dataclass
@@ -150,9 +143,7 @@ class VP(SDE):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_order(
-            type(self).__name__, beta_min=self.beta_min, beta_max=self.beta_max
-        )
+        _check_order(type(self).__name__, beta_min=self.beta_min, beta_max=self.beta_max)
 
     def log_alpha(self, t: ArrayLike) -> Array:
         t = jnp.asarray(t)
@@ -189,9 +180,7 @@ class VE(SDE):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_order(
-            type(self).__name__, sigma_min=self.sigma_min, sigma_max=self.sigma_max
-        )
+        _check_order(type(self).__name__, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     def log_alpha(self, t: ArrayLike) -> Array:
         return jnp.zeros_like(t, jnp.result_type(t, float))
@@ -227,15 +216,9 @@ def prior_log_prob(sde: SDE, x: Array) -> Array:
 
 def reverse_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """f x - g^2 score, the drift of the reverse SDE (Eq. 5), in the shape of `x`."""
-    return sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(
-        x, jnp.asarray(t)
-    )
+    return sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(x, jnp.asarray(t))
 
 
-def probability_flow_drift(
-    sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike
-) -> Array:
+def probability_flow_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """f x - g^2/2 score, the drift of the probability-flow ODE (Eq. 6), in the shape of `x`."""
-    return sde.drift(x, t) - expand(0.5 * sde.diffusion(t) ** 2, x) * score_fn(
-        x, jnp.asarray(t)
-    )
+    return sde.drift(x, t) - expand(0.5 * sde.diffusion(t) ** 2, x) * score_fn(x, jnp.asarray(t))

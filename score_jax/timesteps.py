@@ -35,9 +35,7 @@ __all__ = [
 
 def draw_uniform(key: Array, sde: SDE, n: int) -> tuple[Array, Array]:
     """Independent uniform times: `(t [n], weight [n])`, the weight 1/q of Eq. 1 being one."""
-    return jax.random.uniform(key, (n,), minval=sde.t_min, maxval=sde.t_max), jnp.ones(
-        n
-    )
+    return jax.random.uniform(key, (n,), minval=sde.t_min, maxval=sde.t_max), jnp.ones(n)
 
 
 def draw_stratified(key: Array, sde: SDE, n: int) -> tuple[Array, Array]:

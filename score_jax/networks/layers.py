@@ -22,18 +22,12 @@ __all__ = [
 
 def default_init(scale: float = 1.0) -> Initializer:
     """DDPM's initialiser, uniform with variance scale / fan_avg; a scale of 0 gives zeros."""
-    return (
-        variance_scaling(scale, "fan_avg", "uniform")
-        if scale
-        else nn.initializers.zeros
-    )
+    return variance_scaling(scale, "fan_avg", "uniform") if scale else nn.initializers.zeros
 
 
 def conv3x3(features: int, *, stride: int = 1, scale: float = 1.0) -> nn.Conv:
     """A 3x3 convolution with DDPM's initialiser."""
-    return nn.Conv(
-        features, (3, 3), strides=(stride, stride), kernel_init=default_init(scale)
-    )
+    return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=default_init(scale))
 
 
 class GroupNorm(nn.Module):
@@ -59,9 +53,7 @@ class GroupNorm(nn.Module):
 
         mean = per_group(x.mean(axis=(1, 2)))
         square = per_group((x**2).mean(axis=(1, 2)))
-        factor = scale * jax.lax.rsqrt(
-            jnp.maximum(square - mean**2, 0.0) + self.epsilon
-        )
+        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
         offset = bias - mean * factor
         return x * factor[:, None, None, :] + offset[:, None, None, :]
 
@@ -98,29 +90,25 @@ class Embedding(nn.Module):
     Attributes:
       features: the size of the waves; the embedding has four times as many.
       kind: `positional` for a time between 0 and about 1,000, `fourier` for a noise level.
-      num_classes: the number of classes; None for an unconditional network.
+      num_classes: the number of classes; 0 for an unconditional network.
     """
 
     features: int
     kind: str = "positional"
-    num_classes: int | None = None
+    num_classes: int = 0
 
     @nn.compact
     def __call__(self, cond: Array, y: Array | None) -> Array:
         waves = {"positional": positional, "fourier": fourier}
         if self.kind not in waves:
-            raise ValueError(
-                f"unknown embedding {self.kind!r}; there are {', '.join(waves)}"
-            )
+            raise ValueError(f"unknown embedding {self.kind!r}; there are {', '.join(waves)}")
         emb = waves[self.kind](cond, self.features)
         for _ in range(2):
             emb = nn.silu(nn.Dense(4 * self.features, kernel_init=default_init())(emb))
-        if self.num_classes is None:
+        if not self.num_classes:
             return emb
         if y is None:
-            raise ValueError(
-                f"a network of {self.num_classes} classes needs labels y, [batch] integers"
-            )
+            raise ValueError(f"a network of {self.num_classes} classes needs labels y, [batch] integers")
         return emb + nn.Embed(self.num_classes, 4 * self.features)(y)
 
 
@@ -131,10 +119,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         h = GroupNorm()(x).reshape(batch, height * width, channels)
-        q, k, v = (
-            nn.Dense(channels, kernel_init=default_init())(h)[:, :, None, :]
-            for _ in range(3)
-        )
+        q, k, v = (nn.Dense(channels, kernel_init=default_init())(h)[:, :, None, :] for _ in range(3))
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
         return (x + nn.Dense(channels, kernel_init=default_init(0.0))(h)) / math.sqrt(2)
 
@@ -142,9 +127,7 @@ class Attention(nn.Module):
 def upsample(x: Array) -> Array:
     """Twice the height and width, each pixel repeated: `[batch, h, w, c]` to `[batch, 2h, 2w, c]`."""
     batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(
-        x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
-    )
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
@@ -161,7 +144,5 @@ class Conv3(nn.Module):
         p = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         H, W = x.shape[1:3]
         s = self.s
-        q = jnp.concatenate(
-            [p[:, i : i + H : s, j : j + W : s] for i in range(3) for j in range(3)], -1
-        )
+        q = jnp.concatenate([p[:, i : i + H : s, j : j + W : s] for i in range(3) for j in range(3)], -1)
         return q @ w.reshape(9 * c, self.f) + b

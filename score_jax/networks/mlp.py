@@ -15,18 +15,16 @@ class MLP(nn.Module):
       features: the width.
       num_blocks: the number of residual blocks.
       embedding: `positional` where `cond` is a time up to about 1,000, `fourier` where it is a noise level.
-      num_classes: the number of classes; None for an unconditional network.
+      num_classes: the number of classes; 0 for an unconditional network.
     """
 
     features: int = 128
     num_blocks: int = 3
     embedding: str = "positional"
-    num_classes: int | None = None
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(
-        self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False
-    ) -> Array:
+    def __call__(self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False) -> Array:
         """Apply the network.
 
         Args:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -35,10 +34,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
         h = conv3x3(self.features)(nn.silu(GroupNorm()(x)))
-        h = (
-            h
-            + nn.Dense(self.features, kernel_init=default_init())(emb)[:, None, None, :]
-        )
+        h = h + nn.Dense(self.features, kernel_init=default_init())(emb)[:, None, None, :]
         h = nn.silu(GroupNorm()(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, scale=0.0)(h)
@@ -57,7 +53,7 @@ class UNet(nn.Module):
       attention_at: image heights at which every block is followed by attention.
       dropout: the dropout rate inside residual blocks, active with `train=True` and `rngs={'dropout': key}`.
       embedding: `positional` where `cond` is a time up to about 1,000, `fourier` where it is a noise level.
-      num_classes: the number of classes; None for an unconditional network.
+      num_classes: the number of classes; 0 for an unconditional network.
     """
 
     features: int = 128
@@ -66,12 +62,10 @@ class UNet(nn.Module):
     attention_at: Sequence[int] = (16,)
     dropout: float = 0.0
     embedding: str = "positional"
-    num_classes: int | None = None
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(
-        self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False
-    ) -> Array:
+    def __call__(self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False) -> Array:
         """Apply the network.
 
         Args:

@@ -48,13 +48,9 @@ def chain(*samplers: Sampler) -> Sampler:
     def init(x: Array, t: Array) -> State:
         return tuple(sampler.init(x, t) for sampler in samplers)
 
-    def step(
-        key: Array, x: Array, t: Array, s: Array, state: State
-    ) -> tuple[Array, State]:
+    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
         states = []
-        for k, sampler, old in zip(
-            jax.random.split(key, len(samplers)), samplers, state, strict=True
-        ):
+        for k, sampler, old in zip(jax.random.split(key, len(samplers)), samplers, state, strict=True):
             x, new = sampler.step(k, x, t, s, old)
             states.append(new)
         return x, tuple(states)
@@ -62,9 +58,7 @@ def chain(*samplers: Sampler) -> Sampler:
     return Sampler(init, step)
 
 
-def sample(
-    key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: bool = False
-) -> Array:
+def sample(key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: bool = False) -> Array:
     """Run a sampler along a grid of times, as one `lax.scan`.
 
     Args:
@@ -82,9 +76,7 @@ def sample(
       ValueError: if `ts` is not a vector of at least two times.
     """
     if ts.ndim != 1 or len(ts) < 2:
-        raise ValueError(
-            f"ts must be a vector of at least 2 times, but has shape {ts.shape}"
-        )
+        raise ValueError(f"ts must be a vector of at least 2 times, but has shape {ts.shape}")
 
     def body(carry, inputs):
         k, t, s = inputs
@@ -92,7 +84,5 @@ def sample(
         return carry, carry[0] if trajectory else None
 
     keys = jax.random.split(key, len(ts) - 1)
-    (last, _), visited = jax.lax.scan(
-        body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:])
-    )
+    (last, _), visited = jax.lax.scan(body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:]))
     return jax.numpy.concatenate([x[None], visited]) if trajectory else last

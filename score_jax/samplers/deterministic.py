@@ -11,7 +11,6 @@ The linear part of the drift is gone, so a step is exact wherever eps is constan
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from score_jax.samplers.base import Sampler, no_state
 from score_jax.sde import SDE, ScoreFn, probability_flow_drift
@@ -43,9 +42,7 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
     def step(key, x, t, s, state):
         eps = -sde.sigma(t) * score_fn(x, t)
         x0 = (x - sde.sigma(t) * eps) / sde.alpha(t)
-        variance = -(eta**2) * jnp.expm1(
-            sde.log_snr(t) - sde.log_snr(s)
-        )  # in units of sigma_s^2
+        variance = -(eta**2) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))  # in units of sigma_s^2
         if eta:
             z = jax.random.normal(key, x.shape, x.dtype)
             eps = jnp.sqrt(1 - variance) * eps + jnp.sqrt(variance) * z

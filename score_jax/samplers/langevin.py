@@ -17,9 +17,7 @@ from score_jax.sde import SDE, ScoreFn, expand
 __all__ = ["langevin_corrector"]
 
 
-def langevin_corrector(
-    sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_steps: int = 1
-) -> Sampler:
+def langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_steps: int = 1) -> Sampler:
     """Langevin steps at time s, sized by a signal-to-noise ratio (Song et al. 2021, Algorithms 4 and 5).
 
     e = 2 (snr |z| / |score|)^2 in Eq. 1, the norms taken over each example by itself, so that a

@@ -10,7 +10,6 @@ and 7; Kingma et al. 2021, Eq. 25), and with x_0 replaced by its posterior mean
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from score_jax.samplers.base import Sampler, no_state
 from score_jax.sde import SDE, ScoreFn, reverse_drift
@@ -26,11 +25,7 @@ def euler_maruyama(sde: SDE, score_fn: ScoreFn) -> Sampler:
 
     def step(key, x, t, s, state):
         z = jax.random.normal(key, x.shape, x.dtype)
-        x = (
-            x
-            - (t - s) * reverse_drift(sde, score_fn, x, t)
-            + sde.diffusion(t) * jnp.sqrt(t - s) * z
-        )
+        x = x - (t - s) * reverse_drift(sde, score_fn, x, t) + sde.diffusion(t) * jnp.sqrt(t - s) * z
         return x, state
 
     return Sampler(no_state, step)
@@ -45,9 +40,7 @@ def ancestral(sde: SDE, score_fn: ScoreFn) -> Sampler:
 
     def step(key, x, t, s, state):
         one_minus_r = -jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
-        mean = (sde.alpha(s) / sde.alpha(t)) * (
-            x + one_minus_r * sde.sigma(t) ** 2 * score_fn(x, t)
-        )
+        mean = (sde.alpha(s) / sde.alpha(t)) * (x + one_minus_r * sde.sigma(t) ** 2 * score_fn(x, t))
         z = jax.random.normal(key, x.shape, x.dtype)
         return mean + sde.sigma(s) * jnp.sqrt(one_minus_r) * z, state
 

@@ -1,0 +1,48 @@
+"""Train, sample and evaluate: python run.py --config=configs/vp_digits.py [--mode=train] [--config.a.b=value]."""
+
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+MODE = flags.DEFINE_string("mode", "train", "What to do: train, sample or evaluate.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags, or one line about the mistake in them."""
+    try:
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS["config"].value is None:
+            sys.exit("error: --config is missing: name an experiment, --config=configs/vp_digits.py say")
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: --config: {' '.join(str(error).split())}")
+    except (AttributeError, KeyError) as error:  # A field that the config lacks.
+        found = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+        sys.exit(
+            f"error: --config has no field {found[2]!r}; did you mean {found[1]!r}?" if found else f"error: {error}"
+        )
+    if rest[1:]:
+        sys.exit(f"error: unexpected argument {rest[1]!r}: flags are written --name=value")
+    return rest
+
+
+def main(_: list[str]) -> None:
+    from score_jax import experiment  # Here, so that a typo in a flag is answered at once.
+    from score_jax.errors import UserError
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every rename.
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    try:
+        experiment.run(CONFIG.value, MODE.value, WORKDIR.value or f"runs/{name}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,47 @@
+"""Checkpoints through Orbax: the training state and the position in the data, whole or not at all.
+
+Orbax writes a step into a temporary directory and renames it when it is complete, so a run
+killed while it saves leaves the steps before it and nothing that could be taken for a step.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+__all__ = ["latest_step", "open_manager", "restore", "save"]
+
+
+def open_manager(directory: pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
+    """A manager of `directory/<step>/`, saving in the background and keeping the newest `keep` steps."""
+    return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+
+
+def latest_step(directory: pathlib.Path) -> int | None:
+    """The newest whole step in a directory of checkpoints; None if there is none."""
+    with open_manager(directory) as manager:
+        return manager.latest_step()
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict[str, Any]) -> None:
+    """Save a pytree of arrays and the JSON-like state of a data iterator under a step."""
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)))
+
+
+def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Read a step back.
+
+    Args:
+      manager: of the directory.
+      step: a step that it holds.
+      like: a pytree of arrays or `jax.ShapeDtypeStruct`, of the structure that was saved.
+
+    Returns:
+      The state, and the state of the data iterator.
+    """
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    item = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+    )
+    return item["state"], item["data"]

@@ -1,0 +1,61 @@
+"""Evaluation: generated against real samples, beside what real samples score against each other."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from score_jax import metrics
+
+__all__ = ["compare", "logistic_regression", "pixels"]
+
+
+def pixels(x: np.ndarray) -> np.ndarray:
+    """Flat pixels as features, `[n, ...]` to `[n, d]`: for images too small for a network of features."""
+    return np.asarray(x).reshape(len(x), -1)
+
+
+def compare(
+    generated: np.ndarray,
+    real: np.ndarray,
+    *,
+    features: Callable[[np.ndarray], np.ndarray] = pixels,
+    classifier: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Every metric of generated samples, and its floor: the same metric between real samples at the same N.
+
+    Args:
+      generated: samples.
+      real: real examples in random order; two disjoint sets of N are taken from it, where N is the
+        number of generated samples or half of `real`, whichever is less.
+      features: maps samples to `[n, d]`.
+      classifier: maps samples to class probabilities `[n, classes]`.
+
+    Returns:
+      `{metric: {'generated': value, 'real': floor}}`, and N under `num_samples`.
+    """
+    n = min(len(generated), len(real) // 2)
+    reference = features(real[:n])
+    table: dict[str, dict[str, float]] = {"num_samples": {"generated": n, "real": n}}
+    for column, samples in (("generated", generated[:n]), ("real", real[n : 2 * n])):
+        f = features(samples)
+        precision, recall = metrics.precision_recall(reference, f)
+        row = {
+            f"frechet_distance_{features.__name__}": metrics.frechet_distance(reference, f),
+            f"kernel_distance_{features.__name__}": metrics.kernel_distance(reference, f),
+            "precision": precision,
+            "recall": recall,
+            "sliced_wasserstein": metrics.sliced_wasserstein(reference, f),
+        }
+        if classifier is not None:
+            row["classifier_score"] = metrics.classifier_score(classifier(samples))
+        for name, value in row.items():
+            table.setdefault(name, {})[column] = value
+    return table
+
+
+def logistic_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A logistic regression on pixels, fitted to labelled examples: maps samples to class probabilities."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(max_iter=2000).fit(pixels(x), y)
+    return lambda samples: model.predict_proba(pixels(samples))

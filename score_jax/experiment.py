@@ -1,0 +1,312 @@
+"""From a config to objects, and the modes of `run.py`: the only reader of a config.
+
+A config names things by their public names, `config.sde = dict(name='VP', beta_max=20.0)`;
+the other fields are the arguments.  Names are looked up in the module's `__all__`.
+"""
+
+import dataclasses
+import inspect
+import json
+import pathlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from ml_collections import ConfigDict
+
+from score_jax import checkpoint, data, evaluate, losses, networks, parameterization, report, samplers, timesteps, train
+from score_jax import sde as sde_module
+from score_jax.errors import UserError, nearest
+from score_jax.sde import SDE, ScoreFn, sample_prior
+from score_jax.workdir import MetricLog, open_workdir, save_samples
+
+__all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
+
+
+# The value that conditions the network; `none` leaves to the parameterization what it passes on, as EDM's does.
+CONDITIONINGS: dict[str, Callable[[SDE, Array], Array]] = {
+    "time": lambda sde, t: 999.0 * t,
+    "noise_level": lambda sde, t: sde.sigma(t),
+    "none": lambda sde, t: t,
+}
+
+
+def _lookup(module: ModuleType, name: str, field: str, accepts: Callable[[Any], bool] = callable) -> Callable:
+    """A public object of a module, by its name."""
+    names = [n for n in module.__all__ if accepts(getattr(module, n))]
+    if name not in names:
+        raise UserError(f"{field}: unknown name {name!r}{nearest(name, names)}")
+    return getattr(module, name)
+
+
+def _call(fn: Callable, *args: Any, field: str, **kwargs: Any) -> Any:
+    """Call with a config's fields as keyword arguments; a mistake in them is a `UserError`."""
+    known = list(inspect.signature(fn).parameters)[len(args) :]
+    for name in kwargs:
+        if name not in known:
+            raise UserError(f"{field}: {fn.__name__} has no parameter {name!r}{nearest(name, known)}")
+    try:
+        return fn(*args, **kwargs)
+    except ValueError as error:
+        raise UserError(f"{field}: {error}") from error
+
+
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    return {k: v for k, v in config.to_dict().items() if k != "name"}
+
+
+def make_sde(config: ConfigDict) -> SDE:
+    """The process of `config.sde`."""
+    cls = _lookup(sde_module, config.sde.name, "config.sde", lambda o: inspect.isclass(o) and o in SDE.__subclasses__())
+    return _call(cls, field="config.sde", **_fields(config.sde))
+
+
+def make_network(config: ConfigDict) -> nn.Module:
+    """The Linen module of `config.network`."""
+    return _call(
+        _lookup(networks, config.network.name, "config.network"), field="config.network", **_fields(config.network)
+    )
+
+
+def make_score_fn(
+    config: ConfigDict, sde: SDE, network: nn.Module, params: Any, y: Array | None = None, **apply: Any
+) -> ScoreFn:
+    """The score of a network with parameters.
+
+    Args:
+      config: its `parameterization` and `conditioning` say what the network predicts and is given.
+      sde: the process.
+      network: a Linen module.
+      params: its parameters.
+      y: labels `[batch]`, for a network of classes.
+      **apply: passed to `network.apply`: `train`, `rngs`.
+    """
+    if config.conditioning not in CONDITIONINGS:
+        raise UserError(
+            f"config.conditioning: unknown name {config.conditioning!r}{nearest(config.conditioning, CONDITIONINGS)}"
+        )
+    condition = CONDITIONINGS[config.conditioning]
+
+    def net(x: Array, t: Array) -> Array:
+        cond = jnp.broadcast_to(condition(sde, t), x.shape[:1])
+        return cast(Array, network.apply(params, x, cond, y, **apply))
+
+    adapters = [n for n in parameterization.__all__ if n != "tweedie"]
+    adapter = _lookup(
+        parameterization, config.parameterization.name, "config.parameterization", lambda o: o.__name__ in adapters
+    )
+    return _call(adapter, sde, net, field="config.parameterization", **_fields(config.parameterization))
+
+
+def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sampler:
+    """The sampler of `config.sampling.sampler`, followed by that of `config.sampling.corrector`, if it has a name."""
+
+    def build(fields: ConfigDict, field: str) -> samplers.Sampler:
+        fn = _lookup(samplers, fields.name, field, lambda o: next(iter(inspect.signature(o).parameters), None) == "sde")
+        return _call(fn, sde, score_fn, field=field, **_fields(fields))
+
+    predictor = build(config.sampling.sampler, "config.sampling.sampler")
+    if not config.sampling.corrector.name:
+        return predictor
+    return samplers.chain(predictor, build(config.sampling.corrector, "config.sampling.corrector"))
+
+
+def _make_grid(config: ConfigDict, sde: SDE) -> Array:
+    grid = _lookup(
+        timesteps, config.sampling.grid, "config.sampling.grid", lambda o: _first_arguments(o) == ["sde", "n"]
+    )
+    return _call(grid, sde, config.sampling.num_steps, field="config.sampling.num_steps")
+
+
+def _first_arguments(fn: Callable) -> list[str]:
+    return list(inspect.signature(fn).parameters)[:2]
+
+
+def _make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
+    """`loss_fn(params, key, batch)`: the mean denoising objective over a batch."""
+    draw = _lookup(timesteps, config.training.times, "config.training.times", lambda o: o.__name__.startswith("draw_"))
+    weight = _lookup(
+        losses, config.training.weighting, "config.training.weighting", lambda o: o.__name__.endswith("_weighting")
+    )
+
+    def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
+        key_t, key_noise, key_dropout = jax.random.split(key, 3)
+        x = batch["x"]
+        y = batch["y"] if config.network.num_classes else None
+        t, importance = draw(key_t, sde, len(x))
+        score_fn = make_score_fn(config, sde, network, params, y, train=True, rngs={"dropout": key_dropout})
+        loss = jnp.mean(importance * losses.denoising_score_matching(key_noise, sde, score_fn, x, t, weight=weight))
+        # The published VP configs average over dimensions, the VE ones take half the sum (reduce_mean).
+        return loss * 2 / x[0].size if config.training.reduce_mean else loss
+
+    return loss_fn
+
+
+def _open_data(config: ConfigDict, split: str) -> data.Dataset:
+    return data.load(
+        config.data.name, split, data_dir=config.data.dir or None, image_size=config.data.image_size or None
+    )
+
+
+@dataclasses.dataclass
+class _Run:
+    """What every mode needs: the objects that a config names, and the training state's shape."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+
+    def __post_init__(self):
+        config = self.config
+        self.sde, self.network, self.dataset = make_sde(config), make_network(config), _open_data(config, "train")
+        self.key = jax.random.key(config.seed)
+        self.optimizer = train.make_optimizer(
+            config.training.learning_rate,
+            num_steps=config.training.num_steps,
+            warmup_steps=config.training.warmup_steps,
+            grad_clip=config.training.grad_clip,
+            decay=config.training.decay,
+        )
+        _make_loss(config, self.sde, self.network)  # Misspelt names fail here, before any work.
+        self.check_sampling()
+        self.state = _call(lambda: jax.eval_shape(self.init_state), field="config.network")
+        open_workdir(self.workdir, config.to_dict())
+
+    def init_state(self) -> train.TrainState:
+        key_params, _ = jax.random.split(self.key)
+        x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
+        params = self.network.init(key_params, x, jnp.ones(1), y if self.config.network.num_classes else None)
+        return train.init_state(params, self.optimizer)
+
+    def check_sampling(self) -> None:
+        sde = dataclasses.replace(self.sde, t_min=self.config.sampling.t_min)
+        make_sampler(self.config, sde, make_score_fn(self.config, sde, self.network, None))
+        _make_grid(self.config, sde)
+
+    def restore(self) -> tuple[int, train.TrainState]:
+        """The newest checkpoint's step and state."""
+        with checkpoint.open_manager(self.workdir / "checkpoints") as manager:
+            step = manager.latest_step()
+            if step is None:
+                raise UserError(f"{self.workdir} has no checkpoint: train first, with --mode=train")
+            return step, checkpoint.restore(manager, step, self.state)[0]
+
+    def generate(self, params: Any, num_samples: int) -> np.ndarray:
+        """Samples in the data's own range, `[num_samples, ...]` on the host."""
+        config, num_classes = self.config, self.config.network.num_classes
+        sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
+        chunk = min(num_samples, config.sampling.batch_size)
+
+        @jax.jit
+        def draw(params: Any, key: Array, y: Array) -> Array:
+            score_fn = make_score_fn(config, sde, self.network, params, y if num_classes else None)
+            key_prior, key_steps = jax.random.split(key)
+            x = sample_prior(key_prior, sde, (chunk, *self.dataset.shape))
+            x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, _make_grid(config, sde))
+            return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
+
+        _, key = jax.random.split(self.key)
+        chunks = []
+        for i in range(-(-num_samples // chunk)):
+            y = (i * chunk + jnp.arange(chunk)) % (num_classes or 1)
+            chunks.append(np.asarray(draw(params, jax.random.fold_in(key, i), y)))
+        samples = np.concatenate(chunks)[:num_samples]
+        if not np.isfinite(samples).all():
+            raise UserError(
+                "the samples are not finite: take more steps (config.sampling.num_steps) or another sampler"
+            )
+        return samples
+
+    def write_samples(self, step: int, params: Any) -> None:
+        samples = self.generate(params, self.config.sampling.num_samples)
+        print("samples:", save_samples(self.workdir, step, samples, centered=self.config.data.centered))
+
+
+def _train(run: _Run) -> None:
+    config = run.config
+    num_steps = config.training.num_steps
+
+    def transform(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        fields = ("centered", "random_flip", "dequantize")
+        return data.to_float(x, rng, **{name: config.data[name] for name in fields})
+
+    batches = data.batches(run.dataset, config.training.batch_size, seed=config.seed, transform=transform)
+    with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
+        start = manager.latest_step() or 0
+        if start:
+            state, position = checkpoint.restore(manager, start, run.state)
+            batches.set_state(position)
+            print(f"resuming {run.workdir} at step {start}")
+        else:
+            state = jax.jit(run.init_state)()
+        step_fn = train.make_train_step(
+            _make_loss(config, run.sde, run.network), run.optimizer, ema_decay=config.training.ema_decay
+        )
+        with MetricLog(run.workdir, start=start, num_steps=num_steps) as log:
+            try:
+                state = train.fit(
+                    step_fn,
+                    state,
+                    jax.random.fold_in(run.key, 1),
+                    batches,
+                    num_steps=num_steps,
+                    log_every=config.training.log_every,
+                    checkpoint_every=config.training.checkpoint_every,
+                    log=log,
+                    save=lambda step, state: checkpoint.save(manager, step, state, batches.get_state()),
+                )
+            except UserError as error:
+                manager.wait_until_finished()
+                kept = manager.latest_step()
+                kept = f"the checkpoint of step {kept} is kept" if kept else "there is no checkpoint yet"
+                raise UserError(f"{error}; {kept}; try a lower config.training.learning_rate") from error
+    run.write_samples(int(state.step), state.ema)
+
+
+def _sample(run: _Run) -> None:
+    step, state = run.restore()
+    run.write_samples(step, state.ema)
+
+
+def _evaluate(run: _Run) -> None:
+    config = run.config
+    _, state = run.restore()
+    generated = run.generate(state.ema, config.evaluation.num_samples)
+    sets = [run.dataset, _open_data(config, "test")]
+    real, labels = (np.concatenate(part) for part in zip(*(s.read(np.arange(s.size)) for s in sets), strict=True))
+    order = np.random.default_rng(0).permutation(len(real))
+    real = data.to_float(real[order], np.random.default_rng(0), centered=config.data.centered)
+    classifier = evaluate.logistic_regression(real, labels[order]) if config.evaluation.classifier else None
+    if generated.ndim == 4:  # As a file would hold them.
+        stored = data.to_uint8(generated, centered=config.data.centered)
+        generated = data.to_float(stored, np.random.default_rng(0), centered=config.data.centered)
+    table = evaluate.compare(generated, real, classifier=classifier)
+    (run.workdir / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{'':28}{'generated':>12}{'real':>12}")
+    for name, row in table.items():
+        print(f"{name:28}{row['generated']:12.5g}{row['real']:12.5g}")
+
+
+MODES: dict[str, Callable[[_Run], None]] = {"train": _train, "sample": _sample, "evaluate": _evaluate}
+
+
+def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
+    """Run a mode of an experiment.
+
+    Args:
+      config: the experiment.
+      mode: `train`, `sample` or `evaluate`.
+      workdir: where its files lie; made by `train`.
+
+    Raises:
+      UserError: for any mistake in the arguments, in one line.
+    """
+    if mode not in MODES:
+        raise UserError(f"--mode: unknown mode {mode!r}{nearest(mode, MODES)}")
+    experiment = _Run(config, pathlib.Path(workdir))
+    MODES[mode](experiment)
+    print("report:", report.write_report(experiment.workdir))

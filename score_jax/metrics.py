@@ -1,0 +1,85 @@
+"""Distances between two sets of samples, through any features: arrays `[n, d]`, on the host in float64.
+
+With the empirical means m and covariances C of two sets of features:
+
+    Frechet = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))             (1)
+
+(Heusel et al. 2017, called FID only where the features are Inception's);
+
+    KID = MMD^2 with the kernel (x . y / d + 1)^3, unbiased                 (2)
+
+(Binkowski et al. 2018); precision, the share of generated points inside the real manifold, and
+recall, the share of real points inside the generated one, a manifold being the union of balls to
+the k-th nearest neighbours (Kynkaanniemi et al. 2019); the sliced Wasserstein-2 distance (Bonneel
+et al. 2015); and the Inception score exp E KL(p(y|x) || p(y)) of any classifier (Salimans et al. 2016).
+"""
+
+import numpy as np
+
+__all__ = ["classifier_score", "frechet_distance", "kernel_distance", "precision_recall", "sliced_wasserstein"]
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The squared Frechet distance of Gaussians fitted to `a [n, d]` and `b [m, d]` (Eq. 1)."""
+    a, b = _features(a, b)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    # tr (C_a C_b)^(1/2) = tr (root C_b root)^(1/2), and that matrix is symmetric.
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The unbiased squared maximum mean discrepancy of `a [n, d]` and `b [m, d]` (Eq. 2); it may be negative."""
+    a, b = _features(a, b)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: np.ndarray) -> float:
+        k = kernel(x, x)
+        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall, from `[n, d]` features and balls to the k-th neighbour."""
+    real, generated = _features(real, generated)
+
+    def covered(points: np.ndarray, centres: np.ndarray) -> float:
+        # Column 0 of the sorted distances is the point itself.
+        radii = np.sort(_square_distances(centres, centres), axis=1)[:, min(k, len(centres) - 1)]
+        return float(np.mean((_square_distances(points, centres) <= radii[None]).any(axis=1)))
+
+    return covered(generated, real), covered(real, generated)
+
+
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, num_projections: int = 256, seed: int = 0) -> float:
+    """The sliced Wasserstein-2 distance of `a [n, d]` and `b [m, d]`, over random directions."""
+    a, b = _features(a, b)
+    directions = np.random.default_rng(seed).standard_normal((a.shape[1], num_projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    levels = (np.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
+    quantiles = [np.quantile(x @ directions, levels, axis=0, method="inverted_cdf") for x in (a, b)]
+    return float(np.sqrt(np.mean((quantiles[0] - quantiles[1]) ** 2)))
+
+
+def classifier_score(probabilities: np.ndarray) -> float:
+    """exp E KL(p(y|x) || p(y)) from class probabilities `[n, classes]`: between 1 and the number of classes."""
+    p = np.asarray(probabilities, np.float64)
+    tiny = np.finfo(np.float64).tiny
+    return float(np.exp(np.mean(np.sum(p * (np.log(p + tiny) - np.log(p.mean(0) + tiny)), axis=1))))
+
+
+def _features(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"features must be [n, d] and [m, d] with n, m >= 2, got {a.shape} and {b.shape}")
+    return a, b
+
+
+def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.maximum(square, 0)

@@ -1,0 +1,157 @@
+"""Training: one jitted step, and the loop around it.
+
+A step draws its randomness from `fold_in(key, step)`, so a state and a position in the data
+determine everything that follows: a run that is killed and resumed ends where it would have
+ended.  The exponential moving average of the parameters (Song & Ermon 2020, Section 3.4),
+
+    ema <- d ema + (1 - d) params,    d = min(ema_decay, (1 + step) / (10 + step)),    (1)
+
+starts as a copy and forgets it by the warm-up of d.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from score_jax.errors import UserError
+
+__all__ = ["TrainState", "fit", "init_state", "make_optimizer", "make_train_step"]
+
+PyTree = Any
+LossFn = Callable[[PyTree, Array, PyTree], Array]
+
+
+class TrainState(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+      step: the number of steps taken, an int32 scalar.
+      params: the network's parameters.
+      ema: their moving average (Eq. 1), which sampling uses.
+      opt_state: the optimizer's state.
+    """
+
+    step: Array
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    # A copy: were the average an alias of the parameters, their buffers could not be donated.
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def make_optimizer(
+    learning_rate: float, *, num_steps: int, warmup_steps: int = 0, grad_clip: float = 1.0, decay: str = "constant"
+) -> optax.GradientTransformation:
+    """Adam after clipping by the global norm; the learning rate rises linearly, then stays or falls.
+
+    Args:
+      learning_rate: the peak.
+      num_steps: all steps, the warm-up included.
+      warmup_steps: steps from 0 to the peak.
+      grad_clip: the largest global norm of a gradient.
+      decay: `constant`, or `cosine` to zero at `num_steps`.
+
+    Raises:
+      UserError: if `decay` is neither.
+    """
+    if decay not in ("constant", "cosine"):
+        raise UserError(f"config.training.decay must be 'constant' or 'cosine', got {decay!r}")
+    rest = optax.constant_schedule(learning_rate)
+    if decay == "cosine":
+        rest = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1))
+    # The first step is one of the rise, not a step of length zero.
+    rise = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, max(warmup_steps, 1))
+    return optax.chain(
+        optax.clip_by_global_norm(grad_clip), optax.adam(optax.join_schedules([rise, rest], [warmup_steps]))
+    )
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: float
+) -> Callable[[TrainState, Array, PyTree], tuple[TrainState, dict[str, Array]]]:
+    """One step of gradient descent and of the moving average, jitted, its state donated.
+
+    Args:
+      loss_fn: `loss_fn(params, key, batch) -> scalar`.
+      optimizer: an optax transformation.
+      ema_decay: the largest decay in Eq. 1.
+
+    Returns:
+      `step(state, key, batch) -> (state, {'loss', 'grad_norm'})`; pass the same `key` every time.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, key: Array, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(key, state.step)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, key, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return step
+
+
+def fit(
+    train_step: Callable,
+    state: TrainState,
+    key: Array,
+    batches: Iterator[PyTree],
+    *,
+    num_steps: int,
+    log_every: int,
+    checkpoint_every: int,
+    log: Callable[[int, dict[str, float]], None],
+    save: Callable[[int, TrainState], None],
+) -> TrainState:
+    """Train up to `num_steps`, from wherever `state` stands.
+
+    The host waits for the device only where it logs or saves; the metrics logged are means over
+    the steps since.
+
+    Args:
+      train_step: from `make_train_step`.
+      state: donated.
+      key: the key of all steps.
+      batches: an iterator that stands at the batch after the state's last.
+      num_steps: the step to reach.
+      log_every: steps between calls of `log`.
+      checkpoint_every: steps between calls of `save`, which is called after the last step, too.
+      log: `log(step, metrics)`.
+      save: `save(step, state)`.
+
+    Raises:
+      UserError: when the loss or the gradient is not finite; nothing is saved from then on.
+    """
+    total: dict[str, Array] | None = None
+    count, since = 0, time.perf_counter()
+    for step in range(int(state.step) + 1, num_steps + 1):
+        state, metrics = train_step(state, key, next(batches))
+        # Sums stay on the device, and one that is not finite remains so.
+        total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+        count += 1
+        saves = step % checkpoint_every == 0 or step == num_steps
+        if not (saves or step % log_every == 0):
+            continue
+        means = {name: float(value) / count for name, value in jax.device_get(total).items()}
+        if not all(map(math.isfinite, means.values())):
+            values = ", ".join(f"{name} {value}" for name, value in means.items())
+            raise UserError(f"training diverged between steps {step - count + 1} and {step}: {values}")
+        log(step, {**means, "steps_per_second": count / (time.perf_counter() - since)})
+        if saves:
+            save(step, state)
+        total, count, since = None, 0, time.perf_counter()
+    return state
