@@ -16,17 +16,16 @@ def parse(argv: list[str]) -> list[str]:
     """The flags, or one line about the mistake in them."""
     try:
         rest = flags.FLAGS(argv)
-        if flags.FLAGS["config"].value is None:
+        if CONFIG.value is None:
             sys.exit("error: --config is missing: name an experiment, --config=configs/vp_digits.py say")
     except flags.Error as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: --config: {' '.join(str(error).split())}")
+        sys.exit(f"error: --config: {error.strerror or ' '.join(str(error).split())}")
     except (AttributeError, KeyError) as error:  # A field that the config lacks.
         found = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
-        sys.exit(
-            f"error: --config has no field {found[2]!r}; did you mean {found[1]!r}?" if found else f"error: {error}"
-        )
+        detail = f"{found[2]!r}; did you mean {found[1]!r}?" if found else error.args[0]
+        sys.exit(f"error: --config has no field {detail}")
     if rest[1:]:
         sys.exit(f"error: unexpected argument {rest[1]!r}: flags are written --name=value")
     return rest

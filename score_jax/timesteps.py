@@ -93,7 +93,7 @@ def time_of_log_snr(sde: SDE, value: ArrayLike) -> Array:
 
 def uniform(sde: SDE, n: int) -> Array:
     """`[n + 1]` equally spaced times."""
-    return sde.t_max + (sde.t_min - sde.t_max) * _fractions(n)
+    return _with_ends(sde, sde.t_max + (sde.t_min - sde.t_max) * _fractions(n))
 
 
 def karras(sde: SDE, n: int, rho: float = 7.0) -> Array:

@@ -23,6 +23,9 @@ def langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_st
     e = 2 (snr |z| / |score|)^2 in Eq. 1, the norms taken over each example by itself, so that a
     sample does not depend on its batch-mates.  Use it after a predictor, in `chain`.
 
+    For many dimensions only: a step that depends on |score| leaves not p but p |score|^2 invariant,
+    which is off by 2/d in the variance of a Gaussian.
+
     Args:
       sde: the process.
       score_fn: `score_fn(x, t)`.

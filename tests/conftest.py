@@ -1,0 +1,45 @@
+"""What tests share: strict array semantics, processes, and one mixture with everything that can go wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import multivariate_normal
+
+import score_jax as sj
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Steps of a moderate VE, so that samplers with few steps stand a chance.
+PROCESSES = {"VP": sj.VP(), "SubVP": sj.SubVP(), "VE": sj.VE(sigma_min=0.01, sigma_max=20.0)}
+
+
+@pytest.fixture(params=PROCESSES)
+def sde(request):
+    return PROCESSES[request.param]
+
+
+@pytest.fixture(scope="session")
+def mixture():
+    """Unequal weights, means off the origin, one correlated and one anisotropic covariance."""
+    return sj.GaussianMixture(
+        jnp.array([0.7, 0.3]),
+        jnp.array([[1.5, 0.5], [-1.5, -1.0]]),
+        jnp.array([[[0.3, 0.1], [0.1, 0.2]], [[0.1, 0.0], [0.0, 0.4]]]),
+    )
+
+
+def moments(mixture):
+    """Mean and covariance of a mixture, in closed form."""
+    mean = mixture.weights @ mixture.means
+    centred = mixture.means - mean[None]
+    between = jnp.einsum("k,kd,ke->de", mixture.weights, centred, centred)
+    return mean, jnp.einsum("k,kde->de", mixture.weights, mixture.covariances) + between
+
+
+def mode_share(mixture, x):
+    """The posterior probability of the first component for each of samples `[n, d]`."""
+    parts = zip(np.asarray(mixture.weights), mixture.means, mixture.covariances, strict=True)
+    joint = np.stack([np.log(w) + multivariate_normal(m, c).logpdf(x) for w, m, c in parts])
+    return softmax(joint, axis=0)[0]

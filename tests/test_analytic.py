@@ -1,0 +1,51 @@
+"""The oracle itself, against scipy and against its own gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+import score_jax as sj
+from conftest import mode_share, moments
+
+
+def test_density_equals_scipy(mixture):
+    x = mixture.sample(jax.random.key(0), 50)
+    parts = zip(mixture.weights, mixture.means, mixture.covariances, strict=True)
+    expected = np.log(sum(float(w) * multivariate_normal(m, c).pdf(x) for w, m, c in parts))
+    np.testing.assert_allclose(mixture.log_prob(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_score_is_the_gradient(mixture):
+    x = 3 * jax.random.normal(jax.random.key(0), (50, 2))
+    np.testing.assert_allclose(mixture.score(x), jax.vmap(jax.grad(mixture.log_prob))(x), rtol=1e-4, atol=1e-4)
+
+
+def test_draws_have_the_law(mixture):
+    """100,000 draws; bounds at 5 standard errors, false alarms below 1e-5."""
+    n = 100_000
+    x = mixture.sample(jax.random.key(0), n)
+    mean, cov = moments(mixture)
+    np.testing.assert_allclose(x.mean(0), mean, atol=5 * float(jnp.sqrt(cov.max() / n)))
+    np.testing.assert_allclose(jnp.cov(x.T), cov, atol=5 * float(cov.max()) * np.sqrt(2 / n))
+    assert abs(float(mode_share(mixture, x).mean()) - 0.7) < 5 * np.sqrt(0.21 / n)
+
+
+def test_score_fn_is_the_marginals_score(sde, mixture):
+    t = jnp.linspace(0.05, 1.0, 5)
+    x = 2 * jax.random.normal(jax.random.key(0), (5, 2))
+    expected = jnp.stack([mixture.marginal(sde, ti).score(xi) for ti, xi in zip(t, x, strict=True)])
+    np.testing.assert_allclose(mixture.score_fn(sde)(x, t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_marginal_moments(sde, mixture):
+    mean, cov = moments(mixture)
+    mean_t, cov_t = moments(mixture.marginal(sde, 0.3))
+    np.testing.assert_allclose(mean_t, sde.alpha(0.3) * mean, rtol=1e-5)
+    np.testing.assert_allclose(cov_t, sde.alpha(0.3) ** 2 * cov + sde.sigma(0.3) ** 2 * jnp.eye(2), rtol=1e-5)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"weights \[k\]"):
+        sj.GaussianMixture([0.5, 0.5], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])

@@ -1,0 +1,65 @@
+"""Every parameterization, fed with its exact target on a mixture, must give the exact score."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import score_jax as sj
+
+
+def posterior_mean(mixture, sde, x, t):
+    """E[x_0 | x_t] of a mixture by conditioning each Gaussian (no Tweedie): `x [d]`, scalar t."""
+    a, s = sde.alpha(t), sde.sigma(t)
+    joint, means = [], []
+    for w, m, c in zip(mixture.weights, mixture.means, mixture.covariances, strict=True):
+        marginal = a**2 * c + s**2 * jnp.eye(len(m))
+        joint.append(jnp.log(w) + jax.scipy.stats.multivariate_normal.logpdf(x, a * m, marginal))
+        means.append(m + a * c @ jnp.linalg.solve(marginal, x - a * m))
+    return jax.nn.softmax(jnp.stack(joint)) @ jnp.stack(means)
+
+
+def targets(mixture, sde, x, t):
+    """The exact x_0, noise and velocity predictions."""
+    x0 = jax.vmap(lambda x, t: posterior_mean(mixture, sde, x, t))(x, t)
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    eps = (x - alpha * x0) / sigma
+    return x0, eps, alpha * eps - sigma * x0
+
+
+@pytest.fixture
+def points(sde, mixture):
+    t = jnp.linspace(0.1, 0.9, 8)
+    x0 = mixture.sample(jax.random.key(0), 8)
+    return sj.perturb(sde, x0, jax.random.normal(jax.random.key(1), x0.shape), t), t
+
+
+@pytest.mark.parametrize(("adapter", "which"), [(sj.from_denoiser, 0), (sj.from_noise, 1), (sj.from_velocity, 2)])
+def test_exact_predictions_give_the_exact_score(sde, mixture, points, adapter, which):
+    score_fn = adapter(sde, lambda x, t: targets(mixture, sde, x, t)[which])
+    exact = mixture.score_fn(sde)(*points)
+    np.testing.assert_allclose(score_fn(*points), exact, rtol=2e-3, atol=2e-3)
+
+
+def test_preconditioning_inverts_to_the_exact_score(sde, mixture, points):
+    """The network's exact target is (D - c_skip y) / c_out (Karras et al. 2022, Eq. 8)."""
+    x, t = points
+    level = sde.sigma(t) / sde.alpha(t)
+    seen = {}
+
+    def network(inputs, cond):
+        seen["inputs"], seen["cond"] = inputs, cond
+        skip, out = 0.25 / (level**2 + 0.25), level * 0.5 / jnp.sqrt(level**2 + 0.25)
+        x0, y = targets(mixture, sde, x, t)[0], x / sde.alpha(t)[:, None]
+        return (x0 - skip[:, None] * y) / out[:, None]
+
+    score = sj.preconditioned(sde, network, sigma_data=0.5)(x, t)
+    np.testing.assert_allclose(score, mixture.score_fn(sde)(x, t), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(seen["cond"], jnp.log(level) / 4, rtol=1e-4, atol=1e-5)
+    expected = (x / sde.alpha(t)[:, None]) / jnp.sqrt(level**2 + 0.25)[:, None]
+    np.testing.assert_allclose(seen["inputs"], expected, rtol=1e-4)
+
+
+def test_tweedie_is_the_posterior_mean(sde, mixture, points):
+    x0 = targets(mixture, sde, *points)[0]
+    np.testing.assert_allclose(sj.tweedie(sde, mixture.score_fn(sde), *points), x0, rtol=1e-3, atol=1e-3)

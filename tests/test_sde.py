@@ -1,0 +1,113 @@
+"""Processes against their closed forms."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import score_jax as sj
+
+T = jnp.array([1e-5, 1e-3, 0.1, 0.5, 0.9, 1.0])
+
+
+def closed_forms(name, t):
+    """alpha, sigma, f and g^2 of the published processes, in float64 (Song et al. 2021, Appendix B)."""
+    t = np.asarray(t, np.float64)
+    beta, integral = 0.1 + t * 19.9, 0.1 * t + 19.9 * t**2 / 2
+    if name == "VE":
+        sigma = 0.01 * 2000.0**t
+        return np.ones_like(t), sigma, 0 * t, 2 * sigma**2 * np.log(2000.0)
+    alpha = np.exp(-integral / 2)
+    if name == "VP":
+        return alpha, np.sqrt(-np.expm1(-integral)), -beta / 2, beta
+    return alpha, -np.expm1(-integral), -beta / 2, beta * -np.expm1(-2 * integral)
+
+
+def test_coefficients_equal_closed_forms(sde):
+    alpha, sigma, f, g2 = closed_forms(type(sde).__name__, T)
+    np.testing.assert_allclose(sde.alpha(T), alpha, rtol=2e-6)
+    np.testing.assert_allclose(sde.sigma(T), sigma, rtol=2e-5)
+    x = jnp.ones((len(T), 2, 3))
+    np.testing.assert_allclose(sde.drift(x, T), np.broadcast_to(f[:, None, None], x.shape), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(sde.diffusion(T) ** 2, g2, rtol=1e-4)
+    assert (jnp.diff(sde.log_snr(T)) < 0).all()
+
+
+def test_scalar_time_equals_a_batch_of_it(sde, mixture):
+    x, score_fn = mixture.sample(jax.random.key(0), 5), mixture.score_fn(sde)
+    for fn in (sj.reverse_drift, sj.probability_flow_drift):
+        np.testing.assert_allclose(fn(sde, score_fn, x, 0.3), fn(sde, score_fn, x, jnp.full(5, 0.3)), rtol=1e-5)
+
+
+def test_the_law_satisfies_the_continuity_equation(sde, mixture):
+    """d/dt log p_t = -div(v) - v . score along the probability flow v: couples f, g and the marginal."""
+    score_fn, t = mixture.score_fn(sde), jnp.array(0.4)
+    x = mixture.marginal(sde, t).sample(jax.random.key(1), 64)
+
+    def flow(x):
+        return sj.probability_flow_drift(sde, score_fn, x[None], t)[0]
+
+    rate = jax.vmap(lambda x: jax.jvp(lambda t: mixture.marginal(sde, t).log_prob(x), (t,), (jnp.ones(()),))[1])(x)
+    divergence = jax.vmap(lambda x: jnp.trace(jax.jacfwd(flow)(x)))(x)
+    transport = jnp.sum(jax.vmap(flow)(x) * score_fn(x, t), axis=1)
+    np.testing.assert_allclose(rate, -divergence - transport, rtol=1e-3, atol=1e-3)
+    # The reverse drift carries twice the score term (Eqs. 5 and 6).
+    twice = 2 * sj.probability_flow_drift(sde, score_fn, x, t) - sde.drift(x, t)
+    np.testing.assert_allclose(sj.reverse_drift(sde, score_fn, x, t), twice, rtol=1e-4, atol=1e-4)
+
+
+def test_prior_density_and_draws_agree(sde):
+    """4,000 draws of 3 dimensions; each bound at 5 standard errors, false alarms below 1e-5."""
+    x = sj.sample_prior(jax.random.key(0), sde, (4000, 3))
+    sigma = float(sde.sigma(sde.t_max))
+    assert abs(float(x.std()) / sigma - 1) < 5 / np.sqrt(2 * x.size)
+    assert abs(float(x.mean()) / sigma) < 5 / np.sqrt(x.size)
+    expected = jax.scipy.stats.norm.logpdf(x, 0.0, sigma).sum(axis=1)
+    np.testing.assert_allclose(sj.prior_log_prob(sde, x), expected, rtol=1e-4)
+    assert sj.prior_log_prob(sde, x.reshape(4000, 1, 3, 1)).shape == (4000,)
+
+
+def test_perturb_is_the_marginal(sde):
+    x0, noise, t = jnp.full((6, 2), 2.0), jnp.full((6, 2), -1.0), T
+    expected = 2 * sde.alpha(t) - sde.sigma(t)
+    np.testing.assert_allclose(sj.perturb(sde, x0, noise, t)[:, 0], expected, rtol=1e-5)
+
+
+def test_processes_are_pytrees():
+    assert jax.tree.map(lambda v: v, sj.VP()) == sj.VP()
+    gradient = jax.grad(lambda sde: sde.log_alpha(0.5))(sj.VP())
+    np.testing.assert_allclose(gradient.beta_max, -0.25 * 0.5**2, rtol=1e-6)
+    many = jax.vmap(lambda b: sj.VP(beta_max=b).sigma(0.5))(jnp.array([10.0, 20.0]))
+    np.testing.assert_allclose(many[1], sj.VP().sigma(0.5), rtol=1e-6)
+
+
+def test_a_new_process_is_two_lines():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Linear(sj.SDE):
+        def log_alpha(self, t):
+            return jnp.log1p(-jnp.asarray(t))
+
+        def log_sigma(self, t):
+            return jnp.log(t)
+
+    sde, t = Linear(t_max=0.9), jnp.array([0.2, 0.5])
+    np.testing.assert_allclose(sde.drift(jnp.ones((2, 1)), t)[:, 0], -1 / (1 - t), rtol=1e-5)
+    np.testing.assert_allclose(sde.diffusion(t) ** 2, 2 * t**2 * (1 / t + 1 / (1 - t)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: sj.VP(beta_min=30.0), "beta_min < beta_max"),
+        (lambda: sj.VE(sigma_min=0.0), "0 < sigma_min"),
+        (lambda: sj.SubVP(t_min=2.0), "t_min < t_max"),
+        (lambda: sj.expand(jnp.ones(3), jnp.ones((2, 4))), "one value an example"),
+        (lambda: sj.SDE().alpha(0.5), "must define log_alpha"),
+    ],
+)
+def test_bad_input_says_what_would_be_right(make, words):
+    with pytest.raises((ValueError, NotImplementedError), match=words):
+        make()
