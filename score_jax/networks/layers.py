@@ -25,9 +25,9 @@ def default_init(scale: float = 1.0) -> Initializer:
     return variance_scaling(scale, "fan_avg", "uniform") if scale else nn.initializers.zeros
 
 
-def conv3x3(features: int, *, stride: int = 1, scale: float = 1.0) -> nn.Conv:
+def conv3x3(features: int, *, scale: float = 1.0) -> nn.Conv:
     """A 3x3 convolution with DDPM's initialiser."""
-    return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=default_init(scale))
+    return nn.Conv(features, (3, 3), kernel_init=default_init(scale))
 
 
 class GroupNorm(nn.Module):
@@ -129,20 +129,3 @@ def upsample(x: Array) -> Array:
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
-
-
-class Conv3(nn.Module):
-    f: int
-    s: int
-    sc: float
-
-    @nn.compact
-    def __call__(self, x):
-        c = x.shape[-1]
-        w = self.param("kernel", default_init(self.sc), (3, 3, c, self.f))
-        b = self.param("bias", nn.initializers.zeros, (self.f,))
-        p = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        H, W = x.shape[1:3]
-        s = self.s
-        q = jnp.concatenate([p[:, i : i + H : s, j : j + W : s] for i in range(3) for j in range(3)], -1)
-        return q @ w.reshape(9 * c, self.f) + b

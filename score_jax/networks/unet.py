@@ -2,7 +2,8 @@
 
 Residual blocks of group normalisation, SiLU and 3x3 convolutions at each resolution, the
 conditioning added between the two convolutions; attention where the image is small; skips
-from the way down concatenated on the way up.  Residual sums are divided by sqrt(2), which
+from the way down concatenated on the way up; pooling and repetition between resolutions, with
+no convolution of their own, since a residual block follows.  Residual sums are divided by sqrt(2), which
 keeps their variance (Song et al. 2021, Appendix H), and the last convolution starts at zero.
 """
 
@@ -93,7 +94,7 @@ class UNet(nn.Module):
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             if level:
-                h = conv3x3(h.shape[-1], stride=2)(h)
+                h = nn.avg_pool(h, (2, 2), strides=(2, 2))
                 skips.append(h)
             for _ in range(self.num_blocks):
                 h = block(h, multiplier * self.features)
@@ -110,5 +111,5 @@ class UNet(nn.Module):
                     multiplier * self.features,
                 )
             if level:
-                h = conv3x3(h.shape[-1])(upsample(h))
+                h = upsample(h)
         return conv3x3(x.shape[-1], scale=0.0)(nn.silu(GroupNorm()(h)))
