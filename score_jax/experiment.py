@@ -307,6 +307,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
     """
     if mode not in MODES:
         raise UserError(f"--mode: unknown mode {mode!r}{nearest(mode, MODES)}")
+    train.tune_cpu()
     experiment = _Run(config, pathlib.Path(workdir))
     MODES[mode](experiment)
     print("report:", report.write_report(experiment.workdir))

@@ -1,0 +1,133 @@
+"""Data sets and the pipeline, tensorflow-datasets' real path included."""
+
+import io
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from score_jax import data
+from score_jax.errors import UserError
+
+
+def write_cifar(path, rows_a_file=20):
+    """A CIFAR-10 archive in the published binary layout, of random images; returns the first file's rows."""
+    rng, rows = np.random.default_rng(0), []
+    with tarfile.open(path, "w:gz") as tar:
+        for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+            labels = rng.integers(0, 10, (rows_a_file, 1))
+            rows.append(np.concatenate([labels, rng.integers(0, 256, (rows_a_file, 3072))], axis=1).astype(np.uint8))
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = rows[-1].size
+            tar.addfile(info, io.BytesIO(rows[-1].tobytes()))
+    return np.concatenate(rows[:5])
+
+
+def test_cifar10_is_prepared_and_read_without_tensorflow(tmp_path):
+    rows = write_cifar(tmp_path / "cifar.tar.gz")
+    with pytest.raises(UserError, match=r"python -m score_jax.data cifar10 --data_dir"):
+        data.load("cifar10", "train", data_dir=str(tmp_path))
+    data.prepare("cifar10", data_dir=str(tmp_path), archive=str(tmp_path / "cifar.tar.gz"))
+    train = data.load("cifar10", "train", data_dir=str(tmp_path))
+    x, y = train.read(np.arange(100))
+    assert (train.size, train.shape, x.dtype) == (100, (32, 32, 3), np.uint8)
+    # The files are shuffled: compare as sets of (label, image).
+    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    expected = {(int(r[0]), image.tobytes()) for r, image in zip(rows, images, strict=True)}
+    assert {(int(label), image.tobytes()) for label, image in zip(y, x, strict=True)} == expected
+    assert data.load("cifar10", "test", data_dir=str(tmp_path), image_size=16).shape == (16, 16, 3)
+    import tensorflow_datasets as tfds
+
+    assert len(tfds.data_source("cifar10", split="train", data_dir=str(tmp_path))) == 100
+    assert "tensorflow" not in sys.modules
+
+
+def test_folder_of_images(tmp_path):
+    for i, name in enumerate(["a/x.png", "b/y.jpg", "b/z.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20 + i, 12), (50 * i, 100, 0)).save(tmp_path / name)
+    folder = data.load("folder", "train", data_dir=str(tmp_path), image_size=8)
+    x, y = folder.read(np.arange(3))
+    assert x.shape == (3, 8, 8, 3)
+    assert list(y) == [0, 1, 1]
+    assert (x[2] == [100, 100, 0]).all()
+    with pytest.raises(UserError, match="differ in size"):
+        data.load("folder", "train", data_dir=str(tmp_path)).read(np.arange(3))
+    (tmp_path / "a/x.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"cannot read the image .*x.png"):
+        data.load("folder", "train", data_dir=str(tmp_path), image_size=8)
+    with pytest.raises(UserError, match="no images"):
+        data.load("folder", "train", data_dir=str(tmp_path / "none"))
+
+
+def test_digits_are_split_once():
+    train, test = (data.load("digits", split).read(slice(None)) for split in data.SPLITS)
+    assert (len(train[0]), len(test[0])) == (1437, 360)
+    together = np.concatenate([train[0], test[0]])
+    from sklearn.datasets import load_digits
+
+    original = np.round(load_digits().images * 255 / 16).astype(np.uint8)
+    assert sorted(x.tobytes() for x in together) == sorted(x.tobytes() for x in original)
+
+
+@pytest.mark.parametrize("name", ["two_moons", "checkerboard"])
+def test_toys_are_centred(name):
+    x, y = data.load(name, "train").read(slice(None))
+    assert x.dtype == np.float32
+    assert (np.abs(x.mean(0)) < 0.05).all()
+    assert set(y) <= set(range(4))
+
+
+def test_scaling_and_back():
+    x, rng = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), np.random.default_rng(0)
+    for centered in (False, True):
+        y = data.to_float(x, rng, centered=centered)
+        assert (y.min(), y.max()) == (-1.0 if centered else 0.0, 1.0)
+        np.testing.assert_array_equal(data.to_uint8(y, centered=centered), x)
+    noisy = data.to_float(x, rng, centered=False, dequantize=True)
+    np.testing.assert_array_equal(np.floor(noisy * 256), x)  # In [k/256, (k + 1)/256).
+    assert noisy.dtype == np.float32
+
+
+def test_flips_mirror_half_of_the_images():
+    """400 draws: the share is within 4 standard errors, 0.1, of a half."""
+    x = np.tile(np.arange(4, dtype=np.uint8).reshape(1, 1, 4, 1), (400, 1, 1, 1))
+    y = data.to_float(x, np.random.default_rng(0), centered=False, random_flip=True) * 255
+    flipped = y[:, 0, 0, 0] == 3
+    assert abs(flipped.mean() - 0.5) < 0.1
+    np.testing.assert_allclose(y[flipped][0, 0, :, 0], [3, 2, 1, 0])
+
+
+def test_batches_cover_each_epoch_and_resume():
+    x = np.arange(10, dtype=np.float32)[:, None]
+    dataset = data.Dataset(10, (1,), lambda i: (x[i], np.zeros(len(i), np.int32)))
+
+    def start():
+        return data.batches(dataset, 4, seed=0, transform=lambda x, rng: x + 0 * rng.random(x.shape))
+
+    batches = start()
+    seen = np.concatenate([next(batches)["x"][:, 0] for _ in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert list(seen[:10]) != list(seen[10:])
+    state, following = batches.get_state(), next(batches)["x"]
+    again = start()
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again)["x"], following)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "words"),
+    [("cifar1", "train", "did you mean 'cifar10'"), ("digit", "train", "'digits'"), ("digits", "tests", "'test'")],
+)
+def test_unknown_names(name, split, words):
+    with pytest.raises(UserError, match=words):
+        data.load(name, split)
+
+
+def test_importing_the_package_is_light():
+    heavy = "'tensorflow', 'torch', 'matplotlib', 'sklearn'"
+    code = f"import sys, score_jax; sys.exit(', '.join(m for m in ({heavy}) if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip() == ""

@@ -1,0 +1,109 @@
+"""Networks: shapes, independence of rows, conditioning, and layers against their definitions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax.networks import MLP, UNet, layers
+
+
+def randomised(network, x, *args):
+    """Parameters with every tensor random: a fresh network's zero output would hide everything."""
+    params = network.init(jax.random.key(0), x, *args)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, leaves)
+
+
+CASES = {
+    "unet": (UNet(8, (1, 2), 1, (4,), 0.0, "positional", 3), (4, 8, 8, 2)),
+    "mlp": (MLP(16, 2, "fourier", 3), (4, 5)),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    network, shape = CASES[request.param]
+    x = jax.random.normal(jax.random.key(2), shape)
+    cond, y = jnp.array([1.0, 200.0, 500.0, 999.0]), jnp.array([0, 1, 2, 0])
+    params = randomised(network, x, cond, y)
+    return jax.jit(network.apply), params, x, cond, y
+
+
+def test_output_depends_on_every_input_row_by_row(case):
+    apply, params, x, cond, y = case
+    out = apply(params, x, cond, y)
+    assert out.shape == x.shape
+    assert out.dtype == jnp.float32
+    for changed in (
+        apply(params, x.at[0].mul(2.0), cond, y),
+        apply(params, x, cond.at[0].mul(2.0), y),
+        apply(params, x, cond, y.at[0].set(1)),
+    ):
+        assert float(jnp.abs(changed[0] - out[0]).max()) > 1e-3
+        np.testing.assert_allclose(changed[1:], out[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_fresh_network_predicts_zero():
+    network, shape = CASES["unet"]
+    x = jnp.ones(shape)
+    args = x, jnp.ones(4), jnp.zeros(4, jnp.int32)
+    assert (network.apply(network.init(jax.random.key(0), *args), *args) == 0).all()
+
+
+def test_dropout_is_active_in_training_only():
+    network = UNet(8, (1,), 1, (), 0.5)
+    x, cond = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
+    params = randomised(network, x, cond)
+
+    def out(seed):
+        return network.apply(params, x, cond, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    assert not np.allclose(out(0), out(1))
+    np.testing.assert_array_equal(network.apply(params, x, cond), network.apply(params, x, cond))
+
+
+def test_group_norm_equals_its_definition():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 4, 4, 24))
+    params = randomised(layers.GroupNorm(), x)
+    reference = nn.GroupNorm(num_groups=6, epsilon=1e-6)
+    expected = reference.apply(params, x)
+    np.testing.assert_allclose(layers.GroupNorm().apply(params, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_equals_its_definition():
+    """Softmax of scaled products over all pixels, as a loop."""
+    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 8))
+    params = randomised(layers.Attention(), x)
+    p = params["params"]
+    h = layers.GroupNorm().apply({"params": p["GroupNorm_0"]}, x).reshape(6, 8)
+    dense = [h @ p[f"Dense_{i}"]["kernel"] + p[f"Dense_{i}"]["bias"][None] for i in range(3)]
+    mixed = jax.nn.softmax(dense[0] @ dense[1].T / np.sqrt(8), axis=1) @ dense[2]
+    out = mixed @ p["Dense_3"]["kernel"] + p["Dense_3"]["bias"][None]
+    expected = (x.reshape(6, 8) + out) / np.sqrt(2)
+    np.testing.assert_allclose(layers.Attention().apply(params, x).reshape(6, 8), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embeddings_tell_conditioning_values_apart():
+    for wave, values in ((layers.positional, jnp.arange(0.0, 1000.0, 10.0)), (layers.fourier, jnp.geomspace(0.01, 50, 100))):
+        e = np.asarray(wave(values, 32))
+        distance = np.linalg.norm(e[:, None] - e[None], axis=-1) + 10 * np.eye(100)
+        assert e.shape == (100, 32)
+        assert distance.min() > 0.05
+
+
+def test_upsample_repeats_pixels():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(layers.upsample(x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="divisible by 4"):
+        UNet(8, (1, 1, 1), 1).init(jax.random.key(0), jnp.ones((1, 10, 10, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="needs labels"):
+        MLP(8, num_classes=3).init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1))
+    with pytest.raises(ValueError, match="unknown embedding"):
+        MLP(8, embedding="fourer").init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1))
