@@ -62,7 +62,9 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
 
 def make_sde(config: ConfigDict) -> SDE:
     """The process of `config.sde`."""
-    cls = _lookup(sde_module, config.sde.name, "config.sde", lambda o: inspect.isclass(o) and o in SDE.__subclasses__())
+    cls = _lookup(
+        sde_module, config.sde.name, "config.sde", lambda o: inspect.isclass(o) and issubclass(o, SDE) and o is not SDE
+    )
     return _call(cls, field="config.sde", **_fields(config.sde))
 
 

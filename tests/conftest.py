@@ -1,5 +1,8 @@
 """What tests share: strict array semantics, processes, and one mixture with everything that can go wrong."""
 
+import os
+import tempfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,11 @@ from scipy.special import softmax
 from scipy.stats import multivariate_normal
 
 import score_jax as sj
+
+# Compiles dominate: what one test or subprocess has compiled, the next one reads.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import mode_share, moments
 from scipy.stats import multivariate_normal
 
 import score_jax as sj
-from conftest import mode_share, moments
 
 
 def test_density_equals_scipy(mixture):

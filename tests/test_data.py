@@ -130,4 +130,6 @@ def test_unknown_names(name, split, words):
 def test_importing_the_package_is_light():
     heavy = "'tensorflow', 'torch', 'matplotlib', 'sklearn'"
     code = f"import sys, score_jax; sys.exit(', '.join(m for m in ({heavy}) if m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip() == ""
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip() == ""
+    )

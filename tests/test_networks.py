@@ -11,7 +11,7 @@ from score_jax.networks import MLP, UNet, layers
 
 def randomised(network, x, *args):
     """Parameters with every tensor random: a fresh network's zero output would hide everything."""
-    params = network.init(jax.random.key(0), x, *args)
+    params = jax.jit(network.init)(jax.random.key(0), x, *args)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -59,11 +59,13 @@ def test_dropout_is_active_in_training_only():
     x, cond = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
     params = randomised(network, x, cond)
 
-    def out(seed):
-        return network.apply(params, x, cond, train=True, rngs={"dropout": jax.random.key(seed)})
+    @jax.jit
+    def out(key):
+        return network.apply(params, x, cond, train=True, rngs={"dropout": key}), network.apply(params, x, cond)
 
-    assert not np.allclose(out(0), out(1))
-    np.testing.assert_array_equal(network.apply(params, x, cond), network.apply(params, x, cond))
+    (first, plain), (second, again) = out(jax.random.key(0)), out(jax.random.key(1))
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(plain, again)
 
 
 def test_group_norm_equals_its_definition():
@@ -88,7 +90,10 @@ def test_attention_equals_its_definition():
 
 
 def test_embeddings_tell_conditioning_values_apart():
-    for wave, values in ((layers.positional, jnp.arange(0.0, 1000.0, 10.0)), (layers.fourier, jnp.geomspace(0.01, 50, 100))):
+    for wave, values in (
+        (layers.positional, jnp.arange(0.0, 1000.0, 10.0)),
+        (layers.fourier, jnp.geomspace(0.01, 50, 100)),
+    ):
         e = np.asarray(wave(values, 32))
         distance = np.linalg.norm(e[:, None] - e[None], axis=-1) + 10 * np.eye(100)
         assert e.shape == (100, 32)

@@ -53,8 +53,8 @@ class GroupNorm(nn.Module):
 
         mean = per_group(x.mean(axis=(1, 2)))
         square = per_group((x**2).mean(axis=(1, 2)))
-        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
-        offset = bias - mean * factor
+        factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
+        offset = bias[None] - mean * factor
         return x * factor[:, None, None, :] + offset[:, None, None, :]
 
 

@@ -1,0 +1,223 @@
+"""The whole slice on tiny networks: modes, files, resuming, and mistakes in one line each."""
+
+import importlib
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import write_cifar
+
+from score_jax import checkpoint, data, experiment, train
+from score_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "base")
+
+
+def get_config(name):
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def tiny(name="vp_digits"):
+    """An experiment that compiles and runs in seconds."""
+    config = get_config(name)
+    if config.network.name == "UNet":
+        config.network.update(features=4, multipliers=(1,), num_blocks=1, attention_at=())
+    config.training.update(num_steps=6, batch_size=4, log_every=2, checkpoint_every=3, warmup_steps=1, decay="constant")
+    config.sampling.update(num_steps=2, num_samples=5, batch_size=4)
+    config.evaluation.num_samples = 8
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    experiment.run(tiny(), "train", workdir)
+    return workdir
+
+
+def test_a_workdir_holds_what_the_readme_says(trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert {"step", "loss", "grad_norm", "steps_per_second"} <= set(rows[0])
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["3", "6"]
+    assert list(trained.glob("events.out.tfevents.*"))
+    samples = np.load(trained / "samples/step_6.npz")["arr_0"]
+    assert (samples.shape, samples.dtype) == ((5, 8, 8, 1), np.uint8)
+    assert Image.open(trained / "samples/step_6.png").size[0] > 100
+    page = (trained / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "data:image/png;base64" in page
+    assert "beta_max" in page
+
+
+def test_sampling_and_evaluating_use_the_checkpoint(trained, capsys):
+    before = (trained / "samples/step_6.npz").read_bytes()
+    experiment.run(tiny(), "sample", trained)
+    assert (trained / "samples/step_6.npz").read_bytes() == before  # The same key, the same samples.
+    experiment.run(tiny(), "evaluate", trained)
+    table = json.loads((trained / "evaluation.json").read_text())
+    assert table["num_samples"]["generated"] == 8
+    assert table["frechet_distance_pixels"]["generated"] > table["frechet_distance_pixels"]["real"] > 0
+    assert "real against real" in (trained / "report.html").read_text()
+    assert "classifier_score" in capsys.readouterr().out
+
+
+def test_going_on_equals_never_stopping(trained, tmp_path):
+    """Four steps and then two more, against six: every array of the state bit for bit."""
+    config = tiny()
+    for config.training.num_steps in (4, 6):
+        experiment.run(config, "train", tmp_path / "parts")
+    assert_equal_states(config, trained, tmp_path / "parts", 6)
+
+
+def assert_equal_states(config, first, second, step):
+    network = experiment.make_network(config)
+    optimizer = train.make_optimizer(1e-3, num_steps=6, warmup_steps=1, decay=config.training.decay)
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    like = jax.eval_shape(lambda: train.init_state(network.init(jax.random.key(0), x, np.ones(1)), optimizer))
+    states = []
+    for workdir in (first, second):
+        with checkpoint.open_manager(workdir / "checkpoints") as manager:
+            assert manager.latest_step() == step
+            states.append(checkpoint.restore(manager, step, like))
+    assert states[0][1] == states[1][1]
+    jax.tree.map(np.testing.assert_array_equal, *(state for state, _ in states))
+
+
+def test_killed_and_started_again_equals_never_killed(tmp_path):
+    """kill -9 in the middle of training, in a process of its own."""
+    flags = ["--config=configs/vp_digits.py", "--config.network.features=4", "--config.network.multipliers=(1,)"]
+    settings = {"num_steps": 400, "batch_size": 4, "log_every": 20, "checkpoint_every": 20}
+    flags += [f"--config.training.{k}={v}" for k, v in settings.items()]
+    flags += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2"]
+
+    def start(workdir):
+        command = [sys.executable, "run.py", *flags, f"--workdir={workdir}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    killed = start(tmp_path / "killed")
+    deadline = time.time() + 200
+    while not (tmp_path / "killed/checkpoints/40").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed/report.html").exists(), "the run ended before it could be killed"
+    output = start(tmp_path / "killed").communicate(timeout=300)[0]
+    assert "resuming" in output, output
+    whole = start(tmp_path / "whole")
+    assert "report:" in whole.communicate(timeout=300)[0]
+    config = tiny()
+    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 400)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(20, 401, 20))
+
+
+def test_the_cifar_pipeline_end_to_end(tmp_path):
+    write_cifar(tmp_path / "cifar.tar.gz")
+    data.prepare("cifar10", data_dir=str(tmp_path), archive=str(tmp_path / "cifar.tar.gz"))
+    config = tiny("ve_cifar")
+    config.data.dir = str(tmp_path)
+    config.training.num_steps = 2
+    experiment.run(config, "train", tmp_path / "run")
+    assert np.load(tmp_path / "run/samples/step_2.npz")["arr_0"].shape == (5, 32, 32, 3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds(name):
+    config = get_config(name)
+    sde, network = experiment.make_sde(config), experiment.make_network(config)
+    x = np.zeros((2, 32, 32, 3) if "cifar" in name else (2, 2) if name == "toy2d" else (2, 8, 8, 1), np.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, np.ones(2))
+    score_fn = experiment.make_score_fn(config, sde, network, params)
+    sampler = experiment.make_sampler(config, sde, score_fn)
+    assert callable(sampler.step)
+    out = jax.eval_shape(lambda p: experiment.make_score_fn(config, sde, network, p)(x, np.float32(0.5)), params)
+    assert out.shape == x.shape
+
+
+MISTAKES = {
+    "sde.name=VPP": "config.sde: unknown name 'VPP'; did you mean 'VP'",
+    "sde.beta_min=30.0": "0 < beta_min < beta_max",
+    "sampling.sampler.name=huen": "did you mean 'heun'",
+    "sampling.sampler.name=chain": "unknown name 'chain'",
+    "sampling.grid=karas": "did you mean 'karras'",
+    "sampling.num_steps=0": "at least 1 step",
+    "data.name=digit": "did you mean 'digits'",
+    "data.name=cifar10": "not on disk.*python -m score_jax.data cifar10",
+    "network.multipliers=(1,1,1,1,1)": "divisible by 16",
+    "network.name=Unet": "did you mean 'UNet'",
+    "parameterization.name=from_nois": "did you mean 'from_noise'",
+    "conditioning=tim": "did you mean 'time'",
+    "training.weighting=variance": "did you mean 'variance_weighting'",
+    "training.times=uniform": "did you mean 'draw_uniform'",
+    "training.decay=cosin": "'constant' or 'cosine'",
+    "seed=1": "another config: seed is 0 there and 1 here",
+}
+
+
+@pytest.mark.parametrize("setting", MISTAKES)
+def test_mistakes_get_one_line(setting, trained, tmp_path):
+    config = tiny()
+    config.data.dir = str(tmp_path)
+    field, value = setting.split("=")
+    *path, last = field.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    old = node[last]
+    node[last] = eval(value) if isinstance(old, tuple | int | float) else value
+    with pytest.raises(UserError, match=MISTAKES[setting]) as caught:
+        experiment.run(config, "train", trained)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parameter_of_another_class_is_named():
+    config = tiny()
+    config.sde.name = "VE"
+    with pytest.raises(UserError, match="VE has no parameter 'beta_m"):
+        experiment.make_sde(config)
+
+
+def test_other_mistakes(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        experiment.run(tiny(), "sample", tmp_path / "new")
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        experiment.run(tiny(), "trian", tmp_path / "new")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        experiment.run(tiny(), "train", tmp_path / "mine")
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path):
+    config = tiny()
+    config.training.update(learning_rate=1e30, warmup_steps=0, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"diverged .*the checkpoint of step \d+ is kept"):
+        experiment.run(config, "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.trainin.num_steps=3"], "no field 'trainin'; did you mean 'training'?"),
+        (["--mod=train"], "Did you mean: mode"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config.sde.name=VPP"], "did you mean 'VP'?"),
+    ],
+)
+def test_the_command_line_answers_in_one_line(flags, words):
+    command = [sys.executable, "run.py", "--config=configs/toy2d.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
