@@ -97,7 +97,7 @@ def assert_equal_states(config, first, second, step):
 def test_killed_and_started_again_equals_never_killed(tmp_path):
     """kill -9 in the middle of training, in a process of its own."""
     flags = ["--config=configs/vp_digits.py", "--config.network.features=4", "--config.network.multipliers=(1,)"]
-    settings = {"num_steps": 400, "batch_size": 4, "log_every": 20, "checkpoint_every": 20}
+    settings = {"num_steps": 200, "batch_size": 4, "log_every": 10, "checkpoint_every": 10}
     flags += [f"--config.training.{k}={v}" for k, v in settings.items()]
     flags += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2"]
 
@@ -107,7 +107,7 @@ def test_killed_and_started_again_equals_never_killed(tmp_path):
 
     killed = start(tmp_path / "killed")
     deadline = time.time() + 200
-    while not (tmp_path / "killed/checkpoints/40").exists() and time.time() < deadline:
+    while not (tmp_path / "killed/checkpoints/20").exists() and time.time() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -117,9 +117,9 @@ def test_killed_and_started_again_equals_never_killed(tmp_path):
     whole = start(tmp_path / "whole")
     assert "report:" in whole.communicate(timeout=300)[0]
     config = tiny()
-    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 400)
+    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 200)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(20, 401, 20))
+    assert steps == list(range(10, 201, 10))
 
 
 def test_the_cifar_pipeline_end_to_end(tmp_path):
