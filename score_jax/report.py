@@ -35,7 +35,7 @@ def image_grid(images: np.ndarray, *, most: int = 256, padding: int = 1) -> Imag
         top, left = (i // columns) * (h + padding) + padding, (i % columns) * (w + padding) + padding
         canvas[top : top + h, left : left + w] = image
     picture = Image.fromarray(canvas.squeeze(-1) if c == 1 else canvas)
-    zoom = max(1, 512 // max(picture.size))
+    zoom = max(1, 800 // max(picture.size))
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
