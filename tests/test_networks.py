@@ -11,11 +11,9 @@ from score_jax.networks import MLP, UNet, layers
 
 def randomised(network, x, *args):
     """Parameters with every tensor random: a fresh network's zero output would hide everything."""
-    params = jax.jit(network.init)(jax.random.key(0), x, *args)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, *args)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
 
 
 CASES = {
