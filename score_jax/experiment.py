@@ -36,12 +36,20 @@ CONDITIONINGS: dict[str, Callable[[SDE, Array], Array]] = {
 }
 
 
-def _lookup(module: ModuleType, name: str, field: str, accepts: Callable[[Any], bool] = callable) -> Callable:
-    """A public object of a module, by its name."""
-    names = [n for n in module.__all__ if accepts(getattr(module, n))]
-    if name not in names:
-        raise UserError(f"{field}: unknown name {name!r}{nearest(name, names)}")
-    return getattr(module, name)
+def _lookup(module: ModuleType, name: str, field: str, *, takes: str) -> Callable:
+    """A public function of a module by its name, among those whose first arguments are named `takes`."""
+
+    def fits(fn: Any) -> bool:
+        return ", ".join(inspect.signature(fn).parameters).startswith(takes)
+
+    return _choose({n: getattr(module, n) for n in module.__all__ if fits(getattr(module, n))}, name, field)
+
+
+def _choose(options: dict[str, Any], name: str, field: str) -> Any:
+    """An option by its name."""
+    if name not in options:
+        raise UserError(f"{field}: unknown name {name!r}{nearest(name, options)}")
+    return options[name]
 
 
 def _call(fn: Callable, *args: Any, field: str, **kwargs: Any) -> Any:
@@ -62,17 +70,16 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
 
 def make_sde(config: ConfigDict) -> SDE:
     """The process of `config.sde`."""
-    cls = _lookup(
-        sde_module, config.sde.name, "config.sde", lambda o: inspect.isclass(o) and issubclass(o, SDE) and o is not SDE
-    )
+    public = {n: getattr(sde_module, n) for n in sde_module.__all__}
+    processes = {n: o for n, o in public.items() if inspect.isclass(o) and issubclass(o, SDE) and o is not SDE}
+    cls = _choose(processes, config.sde.name, "config.sde")
     return _call(cls, field="config.sde", **_fields(config.sde))
 
 
 def make_network(config: ConfigDict) -> nn.Module:
     """The Linen module of `config.network`."""
-    return _call(
-        _lookup(networks, config.network.name, "config.network"), field="config.network", **_fields(config.network)
-    )
+    cls = _choose({n: getattr(networks, n) for n in networks.__all__}, config.network.name, "config.network")
+    return _call(cls, field="config.network", **_fields(config.network))
 
 
 def make_score_fn(
@@ -88,20 +95,13 @@ def make_score_fn(
       y: labels `[batch]`, for a network of classes.
       **apply: passed to `network.apply`: `train`, `rngs`.
     """
-    if config.conditioning not in CONDITIONINGS:
-        raise UserError(
-            f"config.conditioning: unknown name {config.conditioning!r}{nearest(config.conditioning, CONDITIONINGS)}"
-        )
-    condition = CONDITIONINGS[config.conditioning]
+    condition = _choose(CONDITIONINGS, config.conditioning, "config.conditioning")
 
     def net(x: Array, t: Array) -> Array:
         cond = jnp.broadcast_to(condition(sde, t), x.shape[:1])
         return cast(Array, network.apply(params, x, cond, y, **apply))
 
-    adapters = [n for n in parameterization.__all__ if n != "tweedie"]
-    adapter = _lookup(
-        parameterization, config.parameterization.name, "config.parameterization", lambda o: o.__name__ in adapters
-    )
+    adapter = _lookup(parameterization, config.parameterization.name, "config.parameterization", takes="sde, net")
     return _call(adapter, sde, net, field="config.parameterization", **_fields(config.parameterization))
 
 
@@ -109,7 +109,7 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
     """The sampler of `config.sampling.sampler`, followed by that of `config.sampling.corrector`, if it has a name."""
 
     def build(fields: ConfigDict, field: str) -> samplers.Sampler:
-        fn = _lookup(samplers, fields.name, field, lambda o: next(iter(inspect.signature(o).parameters), None) == "sde")
+        fn = _lookup(samplers, fields.name, field, takes="sde, score_fn")
         return _call(fn, sde, score_fn, field=field, **_fields(fields))
 
     predictor = build(config.sampling.sampler, "config.sampling.sampler")
@@ -119,22 +119,14 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
 
 
 def _make_grid(config: ConfigDict, sde: SDE) -> Array:
-    grid = _lookup(
-        timesteps, config.sampling.grid, "config.sampling.grid", lambda o: _first_arguments(o) == ["sde", "n"]
-    )
+    grid = _lookup(timesteps, config.sampling.grid, "config.sampling.grid", takes="sde, n")
     return _call(grid, sde, config.sampling.num_steps, field="config.sampling.num_steps")
-
-
-def _first_arguments(fn: Callable) -> list[str]:
-    return list(inspect.signature(fn).parameters)[:2]
 
 
 def _make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
     """`loss_fn(params, key, batch)`: the mean denoising objective over a batch."""
-    draw = _lookup(timesteps, config.training.times, "config.training.times", lambda o: o.__name__.startswith("draw_"))
-    weight = _lookup(
-        losses, config.training.weighting, "config.training.weighting", lambda o: o.__name__.endswith("_weighting")
-    )
+    draw = _lookup(timesteps, config.training.times, "config.training.times", takes="key, sde, n")
+    weight = _lookup(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
 
     def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
@@ -165,7 +157,9 @@ class _Run:
     def __post_init__(self):
         config = self.config
         self.sde, self.network, self.dataset = make_sde(config), make_network(config), _open_data(config, "train")
-        self.key = jax.random.key(config.seed)
+        self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
+        # One split: `fold_in(key, i)` and `split(key)[i]` are the same key.
+        self.key_params, self.key_train, self.key_sample = jax.random.split(jax.random.key(config.seed), 3)
         self.optimizer = train.make_optimizer(
             config.training.learning_rate,
             num_steps=config.training.num_steps,
@@ -179,13 +173,12 @@ class _Run:
         open_workdir(self.workdir, config.to_dict())
 
     def init_state(self) -> train.TrainState:
-        key_params, _ = jax.random.split(self.key)
         x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
-        params = self.network.init(key_params, x, jnp.ones(1), y if self.config.network.num_classes else None)
+        params = self.network.init(self.key_params, x, jnp.ones(1), y if self.config.network.num_classes else None)
         return train.init_state(params, self.optimizer)
 
     def check_sampling(self) -> None:
-        sde = dataclasses.replace(self.sde, t_min=self.config.sampling.t_min)
+        sde = self.sampling_sde
         make_sampler(self.config, sde, make_score_fn(self.config, sde, self.network, None))
         _make_grid(self.config, sde)
 
@@ -200,7 +193,7 @@ class _Run:
     def generate(self, params: Any, num_samples: int) -> np.ndarray:
         """Samples in the data's own range, `[num_samples, ...]` on the host."""
         config, num_classes = self.config, self.config.network.num_classes
-        sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
+        sde = self.sampling_sde
         chunk = min(num_samples, config.sampling.batch_size)
 
         @jax.jit
@@ -211,11 +204,10 @@ class _Run:
             x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, _make_grid(config, sde))
             return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
 
-        _, key = jax.random.split(self.key)
         chunks = []
         for i in range(-(-num_samples // chunk)):
             y = (i * chunk + jnp.arange(chunk)) % (num_classes or 1)
-            chunks.append(np.asarray(draw(params, jax.random.fold_in(key, i), y)))
+            chunks.append(np.asarray(draw(params, jax.random.fold_in(self.key_sample, i), y)))
         samples = np.concatenate(chunks)[:num_samples]
         if not np.isfinite(samples).all():
             raise UserError(
@@ -253,7 +245,7 @@ def _train(run: _Run) -> None:
                 state = train.fit(
                     step_fn,
                     state,
-                    jax.random.fold_in(run.key, 1),
+                    run.key_train,
                     batches,
                     num_steps=num_steps,
                     log_every=config.training.log_every,
@@ -307,9 +299,8 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
     Raises:
       UserError: for any mistake in the arguments, in one line.
     """
-    if mode not in MODES:
-        raise UserError(f"--mode: unknown mode {mode!r}{nearest(mode, MODES)}")
+    act = _choose(MODES, mode, "--mode")
     train.tune_cpu()
     experiment = _Run(config, pathlib.Path(workdir))
-    MODES[mode](experiment)
+    act(experiment)
     print("report:", report.write_report(experiment.workdir))
