@@ -49,19 +49,21 @@ def base() -> ConfigDict:
     )
 
 
+def unet(**fields) -> dict:
+    """A U-Net, unconditional and told the time."""
+    return dict(name="UNet", embedding="positional", num_classes=0, **fields)
+
+
 def digits(**sde) -> ConfigDict:
     """scikit-learn's 8x8 digits, in minutes on a CPU."""
     config = base()
     config.sde = sde
-    config.network = dict(
-        name="UNet",
+    config.network = unet(
         features=16,
         multipliers=(1, 2),
         num_blocks=1,
         attention_at=(),
         dropout=0.0,
-        embedding="positional",
-        num_classes=0,
     )
     config.training.update(num_steps=3000, learning_rate=4e-3, decay="cosine", times="draw_stratified")
     config.sampling.update(sampler=dict(name="ancestral"), num_steps=100, num_samples=512)
@@ -73,15 +75,12 @@ def cifar(**sde) -> ConfigDict:
     """CIFAR-10 with the hyperparameters of Song et al. 2021: the shared ones of the score-SDE family."""
     config = base()
     config.sde = sde
-    config.network = dict(
-        name="UNet",
+    config.network = unet(
         features=128,
         multipliers=(1, 2, 2, 2),
         num_blocks=4,
         attention_at=(16,),
         dropout=0.1,
-        embedding="positional",
-        num_classes=0,
     )
     config.data.update(name="cifar10", image_size=32, random_flip=True)
     config.training.update(

@@ -10,18 +10,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-__all__ = ["latest_step", "open_manager", "restore", "save"]
+__all__ = ["open_manager", "restore", "save"]
 
 
 def open_manager(directory: pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
     """A manager of `directory/<step>/`, saving in the background and keeping the newest `keep` steps."""
     return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
-
-
-def latest_step(directory: pathlib.Path) -> int | None:
-    """The newest whole step in a directory of checkpoints; None if there is none."""
-    with open_manager(directory) as manager:
-        return manager.latest_step()
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict[str, Any]) -> None:

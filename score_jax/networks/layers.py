@@ -33,6 +33,7 @@ def conv3x3(features: int, *, scale: float = 1.0) -> nn.Conv:
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), with at most 32 groups of at least 4 channels each.
 
+    y = scale (x - m) / sqrt(E[x^2] - m^2 + epsilon) + bias, the moments m = E[x] and E[x^2] taken over a group.
     The moments of a group are means of its channels' moments, so the image is read once for
     those and once for one multiplication and addition a channel: on CPU 2 to 5 times faster than
     `nn.GroupNorm`, which reduces over a reshaped image.

@@ -30,7 +30,8 @@ def euler(sde: SDE, score_fn: ScoreFn) -> Sampler:
 def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2020, Eqs. 12 and 16): order 1.
 
-    eta = 0 is Euler's method on Eq. 1; eta = 1 is ancestral sampling; between them the noise
+    x_s = alpha_s x_0 + sigma_s (sqrt(1 - v) eps + sqrt(v) z),  v = eta^2 (1 - SNR_t / SNR_s),  with eps and x_0 the
+    predictions at t.  eta = 0 is Euler's method on Eq. 1; eta = 1 is ancestral sampling; between them the noise
     that a step adds has eta times the ancestral standard deviation.
 
     Raises:
@@ -52,7 +53,10 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
 
 
 def heun(sde: SDE, score_fn: ScoreFn) -> Sampler:
-    """Heun's method on Eq. 1, two evaluations a step: order 2 (Karras et al. 2022, Algorithm 1)."""
+    """Heun's method on Eq. 1, two evaluations a step: order 2 (Karras et al. 2022, Algorithm 1).
+
+    y_s = y_t + (l_s - l_t)/2 (eps(x_t, t) + eps(x, s)),  where x is where Euler's step arrives at s.
+    """
 
     def step(key, x, t, s, state):
         alpha_t, alpha_s = sde.alpha(t), sde.alpha(s)
