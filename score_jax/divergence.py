@@ -99,13 +99,6 @@ def hutchinson_divergence(
       ValueError: for fewer than 1 probe, or fewer than 2 where a standard error is asked for.
     """
     check_number("num_probes", num_probes, least=2 if standard_error else 1)
-    value, estimates = quadratic_forms(key, fn, x, num_probes, probe)
-    mean = jnp.mean(estimates, axis=0)
-    return (value, mean, _error(estimates)) if standard_error else (value, mean)
-
-
-def quadratic_forms(key: Array, fn: Field, x: Array, num_probes: int, probe: str) -> tuple[Array, Array]:
-    """`(fn(x), v^T J v)` with a row for each probe, `[num_probes, batch]`."""
 
     def one(k: Array) -> tuple[Array, Array]:
         v = draw_probes(k, x.shape, probe, x.dtype)
@@ -113,7 +106,9 @@ def quadratic_forms(key: Array, fn: Field, x: Array, num_probes: int, probe: str
         return value, jnp.sum(v * tangent, axis=range(1, x.ndim))
 
     # The field's value does not depend on the probe, so vmap computes it once.
-    return jax.vmap(one, out_axes=(None, 0))(jax.random.split(key, num_probes))
+    value, estimates = jax.vmap(one, out_axes=(None, 0))(jax.random.split(key, num_probes))
+    mean = jnp.mean(estimates, axis=0)
+    return (value, mean, _error(estimates)) if standard_error else (value, mean)
 
 
 def hutch_pp_divergence(key: Array, fn: Field, x: Array, *, num_probes: int = 3) -> tuple[Array, Array, Array]:
@@ -161,5 +156,6 @@ def _error(estimates: Array) -> Array:
 
 
 def check_number(name: str, number: int, *, least: int = 1) -> None:
+    """Raise unless a number of probes is large enough."""
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")

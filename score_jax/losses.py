@@ -1,15 +1,32 @@
 """Score matching: objectives whose minimiser is the score.
 
-Denoising score matching (Vincent 2011, Eq. 11; over a continuum of levels, Song et al.
-2021, Eq. 7).  With x_t = alpha x_0 + sigma eps,
+All stand for the Fisher divergence  J(s) = 1/2 E || s(x) - grad log p(x) ||^2,  which needs the very
+score that is sought.  Integration by parts removes it (Hyvarinen 2005, Theorem 1): up to a constant,
+
+    J(s) = E[ tr(ds/dx) + 1/2 |s|^2 ].                                      (1)
+
+With random directions v, E[v v^T] = I, the trace costs one Jacobian-vector product (Song et al. 2019,
+"Sliced Score Matching", Eqs. 7 and 8), here plain and variance-reduced,
+
+    J(s) = E[ v^T (ds/dx) v + 1/2 (v^T s)^2 ]  =  E[ v^T (ds/dx) v + 1/2 |s|^2 ],    (2)
+
+or, by central differences, two evaluations and no derivative (Pang et al. 2020, "Efficient Learning of
+Generative Models via Finite-Difference Score Matching"): with s+ = s(x + h v) and s- = s(x - h v),
+
+    J(s) = E[ v^T (s+ - s-) / (2 h) + 1/8 |s+ + s-|^2 ] + O(h^2).           (3)
+
+Noise removes the trace altogether.  Denoising score matching (Vincent 2011, Eq. 11; over a continuum of
+levels, Song et al. 2021, Eq. 7): with x_t = alpha x_0 + sigma eps,
 
     L(t) = w(t)/2 E || s(x_t, t) - grad log p(x_t | x_0) ||^2
-         = w(t)/2 E || s(x_t, t) + eps/sigma ||^2,                          (1)
+         = w(t)/2 E || s(x_t, t) + eps/sigma ||^2,                          (4)
 
 which differs from the Fisher divergence  w(t)/2 E || s - grad log p_t ||^2  by a constant.
-The weight w(t) = sigma^2 makes (1) the plain regression of eps (Ho et al. 2020);
-w(t) = g^2 bounds the negative log-likelihood (Song et al. 2021, "Maximum Likelihood
-Training of Score-Based Diffusion Models", Theorem 1).
+The weight w(t) = sigma^2 makes (4) the plain regression of eps (Ho et al. 2020); w(t) = g^2 bounds
+the negative log-likelihood (Song et al. 2021, "Maximum Likelihood Training of Score-Based Diffusion
+Models", Theorem 1).
+
+An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`.
 """
 
 from collections.abc import Callable
@@ -19,9 +36,145 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from score_jax.divergence import Field, check_number, draw_probes, exact_divergence
 from score_jax.sde import SDE, ScoreFn, expand, perturb
 
-__all__ = ["denoising_score_matching", "likelihood_weighting", "variance_weighting"]
+__all__ = [
+    "denoising_score_matching",
+    "exact_score_matching",
+    "finite_difference_score_matching",
+    "likelihood_weighting",
+    "ncsn_score_matching",
+    "perturbed_sliced_score_matching",
+    "sliced_score_matching",
+    "variance_weighting",
+    "vincent_score_matching",
+]
+
+
+def exact_score_matching(fn: Field, x: Array) -> Array:
+    """Hyvarinen's objective (Eq. 1), one Jacobian-vector product a dimension.
+
+    Args:
+      fn: the score, a vector field on batches, rows independent.
+      x: data, `[batch, *event]`.
+
+    Returns:
+      `[batch]`.
+    """
+    score, divergence = exact_divergence(fn, x)
+    return divergence + 0.5 * _square(score)
+
+
+def sliced_score_matching(
+    key: Array,
+    fn: Field,
+    x: Array,
+    *,
+    num_projections: int = 1,
+    variance_reduced: bool = True,
+    projection: str = "rademacher",
+) -> Array:
+    """The sliced objective (Eq. 2), one Jacobian-vector product a projection.
+
+    Args:
+      key: a PRNG key for the projections.
+      fn: the score, a vector field on batches, rows independent.
+      x: data, `[batch, *event]`.
+      num_projections: random directions averaged over, each example with its own.
+      variance_reduced: |s|^2 in place of its projection (the second form of Eq. 2).
+      projection: `rademacher`, `gaussian`, or `sphere`, of radius sqrt(d).
+
+    Returns:
+      `[batch]`.
+
+    Raises:
+      ValueError: for fewer than 1 projection, or an unknown law of them.
+    """
+    check_number("num_projections", num_projections)
+
+    def one(k: Array) -> Array:
+        v = draw_probes(k, x.shape, projection, x.dtype)
+        score, tangent = jax.jvp(fn, (x,), (v,))
+        return _dot(v, tangent) + 0.5 * (_square(score) if variance_reduced else _dot(v, score) ** 2)
+
+    return jnp.mean(jax.vmap(one)(jax.random.split(key, num_projections)), axis=0)
+
+
+def finite_difference_score_matching(
+    key: Array,
+    fn: Field,
+    x: Array,
+    *,
+    num_projections: int = 1,
+    step: float = 0.01,
+    projection: str = "rademacher",
+) -> Array:
+    """The sliced objective by central differences (Eq. 3): two evaluations a projection, no derivative.
+
+    Args:
+      key: a PRNG key for the projections.
+      fn: the score, a vector field on batches, rows independent.
+      x: data, `[batch, *event]`.
+      num_projections: random directions averaged over, each example with its own.
+      step: h of Eq. 3, in units of x; the bias grows as its square, the rounding error as its inverse.
+      projection: `rademacher`, `gaussian`, or `sphere`, of radius sqrt(d).
+
+    Returns:
+      `[batch]`.
+
+    Raises:
+      ValueError: for fewer than 1 projection, an unknown law of them, or a step that is not positive.
+    """
+    check_number("num_projections", num_projections)
+    if step <= 0:
+        raise ValueError(f"step must be positive, got {step}")
+
+    def one(k: Array) -> Array:
+        v = draw_probes(k, x.shape, projection, x.dtype)
+        ahead, behind = fn(x + step * v), fn(x - step * v)
+        return _dot(v, ahead - behind) / (2 * step) + _square(ahead + behind) / 8
+
+    return jnp.mean(jax.vmap(one)(jax.random.split(key, num_projections)), axis=0)
+
+
+def vincent_score_matching(key: Array, fn: Field, x: Array, *, sigma: float | Array) -> Array:
+    """Denoising at one noise level (Vincent 2011, Eq. 11): the score of the data plus N(0, sigma^2 I).
+
+    1/2 |fn(x + sigma eps) + eps/sigma|^2.
+
+    Args:
+      key: a PRNG key for the noise.
+      fn: the score, a vector field on batches.
+      x: data, `[batch, *event]`.
+      sigma: the noise's standard deviation, a scalar.
+
+    Returns:
+      `[batch]`.
+    """
+    noise = jax.random.normal(key, x.shape, x.dtype)
+    return 0.5 * _square(sigma * fn(x + sigma * noise) + noise) / sigma**2
+
+
+def ncsn_score_matching(key: Array, score_fn: ScoreFn, x: Array, sigmas: ArrayLike) -> Array:
+    """NCSN's objective: denoising at a level drawn for each example, weighted by sigma^2 (Song & Ermon 2019, Eq. 6).
+
+    1/2 |sigma score_fn(x + sigma eps, sigma) + eps|^2.
+
+    Args:
+      key: a PRNG key for the levels and the noise.
+      score_fn: `score_fn(x, sigma)`, with sigma `[batch]`.
+      x: data, `[batch, *event]`.
+      sigmas: the ladder of noise levels, `[num_levels]`.
+
+    Returns:
+      `[batch]`.
+    """
+    key_level, key_noise = jax.random.split(key)
+    sigma = jax.random.choice(key_level, jnp.asarray(sigmas), (len(x),))
+    noise = jax.random.normal(key_noise, x.shape, x.dtype)
+    wide = expand(sigma, x)
+    return 0.5 * _square(wide * score_fn(x + wide * noise, sigma) + noise)
 
 
 def variance_weighting(sde: SDE, t: ArrayLike) -> Array:
@@ -43,7 +196,7 @@ def denoising_score_matching(
     *,
     weight: Callable[[SDE, ArrayLike], Array] = variance_weighting,
 ) -> Array:
-    """The denoising objective (Eq. 1) of each example: half a sum over dimensions.
+    """The denoising objective (Eq. 4) of each example: half a sum over dimensions.
 
     Args:
       key: a PRNG key for the noise.
@@ -60,4 +213,57 @@ def denoising_score_matching(
     sigma = sde.sigma(t)
     # Scaled by sigma, so that nothing of the size 1/sigma is ever squared.
     residual = expand(sigma, x0) * score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)) + noise
-    return 0.5 * (weight(sde, t) / sigma**2) * jnp.sum(residual**2, axis=range(1, x0.ndim))
+    return 0.5 * (weight(sde, t) / sigma**2) * _square(residual)
+
+
+def perturbed_sliced_score_matching(
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    x0: Array,
+    t: ArrayLike,
+    *,
+    weight: Callable[[SDE, ArrayLike], Array] = variance_weighting,
+    num_projections: int = 1,
+    variance_reduced: bool = True,
+    projection: str = "rademacher",
+) -> Array:
+    """Sliced score matching (Eq. 2) of the law of x_t, weighted: w(t) times Eq. 2 at x_t.
+
+    What denoising needs, a perturbation whose own score is known, it does not need (Song et al.
+    2021, Appendix B).
+
+    Args:
+      key: a PRNG key for the noise and the projections.
+      sde: the process.
+      score_fn: `score_fn(x, t)`, in the shape of `x`.
+      x0: data, `[batch, *event]`.
+      t: scalar or `[batch]`.
+      weight: `weight(sde, t)`, in the shape of `t`.
+      num_projections: as in `sliced_score_matching`, and so the rest.
+
+    Returns:
+      `[batch]`.
+
+    Raises:
+      ValueError: as `sliced_score_matching` does.
+    """
+    key_noise, key_projection = jax.random.split(key)
+    t = jnp.asarray(t)
+    loss = sliced_score_matching(
+        key_projection,
+        lambda x: score_fn(x, t),
+        perturb(sde, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), t),
+        num_projections=num_projections,
+        variance_reduced=variance_reduced,
+        projection=projection,
+    )
+    return weight(sde, t) * loss
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.sum(a * b, axis=range(1, a.ndim))
+
+
+def _square(a: Array) -> Array:
+    return _dot(a, a)

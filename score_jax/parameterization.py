@@ -15,18 +15,32 @@ determines eps on any process, not only where alpha^2 + sigma^2 = 1:
 
     eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2).                      (4)
 
+Its derivative is the posterior covariance (second-order Tweedie, with J = d score / d x_t):
+
+    Cov[x_0 | x_t] = sigma^2/alpha dE[x_0 | x_t]/dx_t = sigma^2/alpha^2 (I + sigma^2 J).       (5)
+
 Each adapter takes `net(x, t)` and returns a `ScoreFn`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from score_jax.sde import SDE, ScoreFn, expand
 
-__all__ = ["from_denoiser", "from_noise", "from_velocity", "preconditioned", "tweedie"]
+__all__ = [
+    "from_denoiser",
+    "from_energy",
+    "from_noise",
+    "from_velocity",
+    "preconditioned",
+    "tweedie",
+    "tweedie_covariance",
+]
 
 Net = Callable[[Array, Array], Array]
 
@@ -81,6 +95,48 @@ def preconditioned(sde: SDE, net: Net, *, sigma_data: float = 0.5) -> ScoreFn:
     return from_denoiser(sde, denoiser)
 
 
+def from_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
+    """The score of an unnormalised model p(x) ~ exp(-E(x)): minus the gradient of the energy.
+
+    Args:
+      energy: `energy(x)` or `energy(x, t)`, `[batch, *event]` to `[batch]`, rows independent.
+
+    Returns:
+      The score with the same arguments: `fn(x)` or a `ScoreFn`.
+
+    Raises:
+      ValueError: when called, if the energy is not one number an example.
+    """
+
+    def score_fn(x: Array, *t: Any) -> Array:
+        def total(x: Array) -> Array:
+            value = energy(x, *t)
+            if value.shape != x.shape[:1]:
+                raise ValueError(f"an energy must be one number an example, {x.shape[:1]}, but has {value.shape}")
+            return jnp.sum(value)
+
+        return -jax.grad(total)(x)
+
+    return score_fn
+
+
 def tweedie(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """The posterior mean E[x_0 | x_t] (Eq. 3), in the shape of `x` (`[batch, *event]`)."""
     return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, jnp.asarray(t))) / expand(sde.alpha(t), x)
+
+
+def tweedie_covariance(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike, v: Array) -> tuple[Array, Array]:
+    """The posterior mean (Eq. 3) and the posterior covariance times a vector (Eq. 5), by one `jvp`.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`, rows independent.
+      x: `[batch, *event]`.
+      t: scalar or `[batch]`.
+      v: the vectors, in the shape of `x`.
+
+    Returns:
+      `(E[x_0 | x_t], Cov[x_0 | x_t] v)`, both in the shape of `x`.
+    """
+    mean, tangent = jax.jvp(lambda x: tweedie(sde, score_fn, x, t), (x,), (v,))
+    return mean, expand(sde.sigma(t) ** 2 / sde.alpha(t), x) * tangent

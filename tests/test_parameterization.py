@@ -63,3 +63,27 @@ def test_preconditioning_inverts_to_the_exact_score(sde, mixture, points):
 def test_tweedie_is_the_posterior_mean(sde, mixture, points):
     x0 = targets(mixture, sde, *points)[0]
     np.testing.assert_allclose(sj.tweedie(sde, mixture.score_fn(sde), *points), x0, rtol=1e-3, atol=1e-3)
+
+
+def test_energy_is_the_score_s_potential(sde, mixture, points):
+    x, t = points
+    score_fn = sj.from_energy(lambda x, t: -jax.vmap(lambda x, t: mixture.marginal(sde, t).log_prob(x))(x, t))
+    np.testing.assert_allclose(score_fn(x, t), mixture.score_fn(sde)(x, t), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        sj.from_energy(lambda x: -mixture.log_prob(x))(x), mixture.score(x), rtol=1e-3, atol=1e-3
+    )
+    with pytest.raises(ValueError, match="one number an example"):
+        sj.from_energy(lambda x: 0.5 * x**2)(x)
+
+
+def test_tweedie_covariance_is_the_posterior_covariance(sde, points):
+    """One Gaussian: Cov[x_0 | x_t] = (C^-1 + alpha^2/sigma^2 I)^-1, whatever x_t."""
+    x, t = points
+    covariance = jnp.array([[0.3, 0.1], [0.1, 0.2]])
+    gaussian = sj.GaussianMixture(jnp.ones(1), jnp.array([[1.0, -1.0]]), covariance[None])
+    v = jax.random.normal(jax.random.key(2), x.shape)
+    mean, product = sj.tweedie_covariance(sde, gaussian.score_fn(sde), x, t, v)
+    np.testing.assert_allclose(mean, sj.tweedie(sde, gaussian.score_fn(sde), x, t), rtol=1e-5)
+    snr = jnp.exp(sde.log_snr(t))[:, None, None]
+    exact = jnp.linalg.inv(jnp.linalg.inv(covariance)[None] + snr * jnp.eye(2)[None])
+    np.testing.assert_allclose(product, jnp.einsum("nde,ne->nd", exact, v), rtol=2e-3, atol=1e-4)
