@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 __all__ = ["Sampler", "chain", "sample"]
@@ -74,15 +75,32 @@ def sample(key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: boo
 
     Raises:
       ValueError: if `ts` is not a vector of at least two times.
+      FloatingPointError: if the states are not finite, naming the step; under `jit` they are returned as they are.
     """
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts must be a vector of at least 2 times, but has shape {ts.shape}")
 
     def body(carry, inputs):
         k, t, s = inputs
-        carry = sampler.step(k, carry[0], t, s, carry[1])
-        return carry, carry[0] if trajectory else None
+        x, state = sampler.step(k, carry[0], t, s, carry[1])
+        return (x, state), (jnp.isfinite(x).all(), x if trajectory else None)
 
     keys = jax.random.split(key, len(ts) - 1)
-    (last, _), visited = jax.lax.scan(body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:]))
-    return jax.numpy.concatenate([x[None], visited]) if trajectory else last
+    (last, _), (finite, visited) = jax.lax.scan(body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:]))
+    check_finite(finite, "step", advice="take more steps or another sampler")
+    return jnp.concatenate([x[None], visited]) if trajectory else last
+
+
+def check_finite(finite: Array, *axes: str, advice: str) -> None:
+    """Raise a `FloatingPointError` that names the first step whose states were not finite; traced values pass.
+
+    Args:
+      finite: whether the states were finite after each step, one axis for each name.
+      *axes: what the axes count, `'level', 'step'` say.
+      advice: what would be right.
+    """
+    if isinstance(finite, jax.core.Tracer) or finite.all():
+        return
+    first = jnp.argwhere(~finite)[0]
+    where = ", ".join(f"{name} {i + 1} of {n}" for name, i, n in zip(axes, first, finite.shape, strict=True))
+    raise FloatingPointError(f"the samples are not finite after {where}: {advice}")
