@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -164,10 +165,11 @@ def _anneal(
     impose: Callable[[Array, Array, Array], Array],
 ) -> Array:
     """Annealed Langevin with `impose(key, x, sigma)` before every step."""
+    if not isinstance(sigmas, jax.core.Tracer):
+        ladder = np.asarray(sigmas)  # In numpy: under `jit` even constants would be traced.
+        if ladder.ndim != 1 or np.any(ladder <= 0) or np.any(np.diff(ladder) >= 0):
+            raise ValueError(f"sigmas must be a vector of positive, decreasing noise levels, got {ladder}")
     sigmas = jnp.asarray(sigmas, x.dtype)
-    concrete = not isinstance(sigmas, jax.core.Tracer)
-    if concrete and (sigmas.ndim != 1 or bool((sigmas <= 0).any() | (jnp.diff(sigmas) >= 0).any())):
-        raise ValueError(f"sigmas must be a vector of positive, decreasing noise levels, got {sigmas}")
 
     def level(x, inputs):
         k, sigma = inputs
