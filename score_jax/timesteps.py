@@ -13,10 +13,25 @@ signal-to-noise ratio): draws are uniform in lambda_t,
     q(t) = -lambda_t' (t_max - t_min) / (lambda_{t_min} - lambda_{t_max}).  (2)
 
 A grid of n steps is `[n + 1]` times, decreasing from t_max to t_min, both included.
+
+The scales of NCSNv2 (Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models"):
+sigma_max is the largest distance between two data points (Technique 1); in d dimensions the ratio r of two
+neighbouring levels solves, with Phi the standard normal distribution function (Technique 2),
+
+    Phi(sqrt(2 d) (r - 1) + 3 r) - Phi(sqrt(2 d) (r - 1) - 3 r) = 1/2,      (3)
+
+and the step size e of T Langevin steps a level is such that a Gaussian of variance (r sigma)^2 ends with
+variance s^2 nearest sigma^2 (Technique 4).  With q = (1 - e/(2 sigma_L^2)) in the notation of
+`samplers.langevin`, whose e is twice the paper's, and the stationary variance 1/(1 - e/(4 sigma_L^2)),
+
+    s^2/sigma^2 = q^(2T) (r^2 - c) + c,    c = 1 / (1 - e / (4 sigma_L^2)).  (4)
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -27,6 +42,10 @@ __all__ = [
     "draw_stratified",
     "draw_uniform",
     "karras",
+    "ladder",
+    "langevin_step_size",
+    "largest_distance",
+    "level_ratio",
     "log_snr",
     "time_of_log_snr",
     "uniform",
@@ -111,6 +130,91 @@ def log_snr(sde: SDE, n: int) -> Array:
     """`[n + 1]` times at which log(alpha^2/sigma^2) is equally spaced (Lu et al. 2022, Section 3.3)."""
     first, last = sde.log_snr(sde.t_max), sde.log_snr(sde.t_min)
     return _with_ends(sde, time_of_log_snr(sde, first + (last - first) * _fractions(n)))
+
+
+def ladder(sde: SDE, n: int) -> Array:
+    """`[n + 1]` times, t_max twice and then equally spaced: a corrector, which acts where a step ends, visits n levels.
+
+    On VE they are the n geometrically spaced noise levels of NCSN.
+
+    Raises:
+      ValueError: for fewer than 2 levels.
+    """
+    if n < 2:
+        raise ValueError(f"a ladder needs at least 2 levels, got {n}")
+    return jnp.concatenate([jnp.array([sde.t_max]), uniform(sde, n - 1)])
+
+
+def largest_distance(x: np.ndarray, *, block: int = 2048) -> float:
+    """The largest Euclidean distance between two examples, NCSNv2's sigma_max (Technique 1), in the units of x.
+
+    Args:
+      x: `[n, *event]` on the host, of any type; blocks of it are converted to float32, the whole is not.
+      block: examples in a block; the memory is that of two blocks and their distances.
+
+    Raises:
+      ValueError: for fewer than 2 examples.
+    """
+    if len(x) < 2:
+        raise ValueError(f"a distance needs at least 2 examples, got {len(x)}")
+
+    def rows(start: int) -> np.ndarray:
+        return np.asarray(x[start : start + block], np.float32).reshape(len(x[start : start + block]), -1)
+
+    # Distances from the centre are smaller numbers, and lose less to rounding.
+    centre = np.asarray(rows(0).mean(axis=0, keepdims=True))
+    largest = 0.0
+    for i in range(0, len(x), block):
+        a = rows(i) - centre
+        for j in range(i, len(x), block):
+            b = rows(j) - centre
+            square = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)[None, :] - 2 * a @ b.T
+            largest = max(largest, float(square.max()))
+    return math.sqrt(largest)
+
+
+def level_ratio(dimension: int) -> float:
+    """The ratio of neighbouring noise levels in `dimension` dimensions (Eq. 3, NCSNv2's Technique 2), above 1."""
+
+    def distribution(value: float) -> float:
+        return 0.5 * math.erfc(-value / math.sqrt(2))
+
+    def overlap(ratio: float) -> float:
+        far = math.sqrt(2 * dimension) * (ratio - 1)
+        return distribution(far + 3 * ratio) - distribution(far - 3 * ratio)
+
+    # The overlap falls with the ratio as soon as sqrt(2 d) > 3, and from almost 1.
+    if dimension < 5:
+        raise ValueError(f"the ratio of noise levels is defined from 5 dimensions on, got {dimension}")
+    low, high = 1.0, 1e6
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if overlap(middle) > 0.5 else (low, middle)
+    return low
+
+
+def langevin_step_size(sigma_min: float, ratio: float, num_steps: int) -> float:
+    """The step size at the last level (Eq. 4, NCSNv2's Technique 4) that brings s^2/sigma^2 nearest 1.
+
+    Args:
+      sigma_min: the smallest noise level.
+      ratio: of neighbouring levels, above 1.
+      num_steps: Langevin steps at each level.
+
+    Returns:
+      `step_size` of `annealed_langevin`, in units of sigma_min^2: twice the published notation's.
+
+    Raises:
+      ValueError: if `sigma_min` is not positive, the ratio not above 1, or there is no step.
+    """
+    if sigma_min <= 0 or ratio <= 1 or num_steps < 1:
+        raise ValueError(
+            f"a step size needs sigma_min > 0, ratio > 1 and num_steps >= 1, got {sigma_min}, {ratio} and {num_steps}"
+        )
+    e = np.geomspace(1e-6, 2.0, 200_001)  # In units of sigma_min^2; at 2 a step forgets where it came from.
+    stationary = 1 / (1 - e / 4)
+    variance = (1 - e / 2) ** (2 * num_steps) * (ratio**2 - stationary) + stationary
+    return float(e[np.argmin(np.abs(variance - 1))]) * sigma_min**2
 
 
 def _fractions(n: int) -> Array:

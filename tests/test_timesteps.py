@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from score_jax import timesteps
-from score_jax.sde import VP
+from score_jax.sde import VE, VP
 
 GRIDS = [timesteps.uniform, timesteps.karras, timesteps.log_snr]
 DRAWS = [timesteps.draw_uniform, timesteps.draw_stratified, timesteps.draw_importance]
@@ -62,3 +62,58 @@ def test_importance_draws_make_the_likelihood_weighting_flat(sde):
     value = weight * (sde.diffusion(t) / sde.sigma(t)) ** 2
     length = sde.t_max - sde.t_min
     np.testing.assert_allclose(value, (sde.log_snr(sde.t_min) - sde.log_snr(sde.t_max)) / length, rtol=1e-3)
+
+
+def test_largest_distance_is_that_of_all_pairs():
+    x = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 1), np.uint8)
+    flat = x.reshape(50, -1).astype(float)
+    expected = np.sqrt(((flat[:, None] - flat[None]) ** 2).sum(axis=2)).max()
+    for block in (7, 50, 64):
+        assert timesteps.largest_distance(x, block=block) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="at least 2 examples"):
+        timesteps.largest_distance(x[:1])
+
+
+# Dimension, sigma_max, levels, Langevin steps a level and step size in the published notation (Song & Ermon 2020).
+PUBLISHED = [
+    (3 * 32**2, 50, 232, 5, 6.2e-6),
+    (3 * 64**2, 90, 500, 5, 3.3e-6),
+    (3 * 128**2, 190, 1086, 3, 1.8e-6),
+    (3 * 256**2, 348, 2311, 3, 9e-7),
+]
+
+
+@pytest.mark.parametrize(("dimension", "sigma_max", "levels", "num_steps", "step_size"), PUBLISHED)
+def test_ncsnv2_scales_are_the_published_ones(dimension, sigma_max, levels, num_steps, step_size):
+    """The paper rounds: the number of levels within 6 %, the step size to its two digits."""
+    ratio = timesteps.level_ratio(dimension)
+    assert 1 + np.log(sigma_max / 0.01) / np.log(ratio) == pytest.approx(levels, rel=0.06)
+    ratio = (sigma_max / 0.01) ** (1 / (levels - 1))
+    assert timesteps.langevin_step_size(0.01, ratio, num_steps) / 2 == pytest.approx(step_size, rel=0.02)
+
+
+def test_langevin_step_size_keeps_the_variance_of_a_level():
+    """The recursion v <- (1 - e/2)^2 v + e of a unit Gaussian, from r^2 to nearly 1 after num_steps."""
+    ratio, num_steps = 1.04, 5
+    e = timesteps.langevin_step_size(1.0, ratio, num_steps)
+    nearby = [abs(_after(e * f, ratio, num_steps) - 1) for f in (0.98, 1.02)]
+    assert abs(_after(e, ratio, num_steps) - 1) < min(nearby)
+
+
+def _after(e, ratio, num_steps):
+    v = ratio**2
+    for _ in range(num_steps):
+        v = (1 - e / 2) ** 2 * v + e
+    return v
+
+
+def test_ladder_ends_its_steps_at_geometric_levels():
+    sde = VE(sigma_min=0.01, sigma_max=10.0)
+    ts = timesteps.ladder(sde, 7)
+    assert ts.shape == (8,)
+    np.testing.assert_allclose(sde.sigma(ts[1:]), np.geomspace(10, 0.01, 7), rtol=1e-3)
+    for bad in (lambda: timesteps.ladder(sde, 1), lambda: timesteps.level_ratio(2)):
+        with pytest.raises(ValueError, match=r"at least 2 levels|from 5 dimensions"):
+            bad()
+    with pytest.raises(ValueError, match="ratio > 1"):
+        timesteps.langevin_step_size(0.01, 1.0, 5)
