@@ -21,7 +21,7 @@ N = 10_000
 def main() -> None:
     mixture = sj.GaussianMixture([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], [[[1.0, 0.0], [0.0, 1.0]]] * 2)
     start = jax.random.uniform(jax.random.key(0), (N, 2), minval=-8.0, maxval=8.0)
-    sigmas = jnp.geomspace(20.0, 1.0, 10)
+    sigmas = jnp.geomspace(20.0, 0.1, 15)  # Down to where the noise no longer shows.
 
     def conditional(x, sigma):
         widened = mixture.covariances + sigma**2 * jnp.eye(2)[None]
@@ -29,17 +29,17 @@ def main() -> None:
 
     @jax.jit
     def plain(key):
-        return sj.unadjusted_langevin(key, mixture.score, start, step_size=0.1, num_steps=1000)
+        return sj.unadjusted_langevin(key, mixture.score, start, step_size=0.1, num_steps=1500)
 
     @jax.jit
     def annealed(key):
-        return sj.annealed_langevin(key, conditional, start, sigmas, step_size=0.1, num_steps=100)
+        return sj.annealed_langevin(key, conditional, start, sigmas, step_size=3e-3, num_steps=100)
 
     key = jax.random.key(1)
     samples = {
         "independent samples": mixture.sample(key, N),
-        "Langevin, 1,000 steps": plain(key),
-        "annealed Langevin, 10 x 100 steps": annealed(key),
+        "Langevin, 1,500 steps": plain(key),
+        "annealed Langevin, 15 x 100 steps": annealed(key),
     }
     weights = {name: float(np.mean(x.sum(axis=1) > 0)) for name, x in samples.items()}
     for name, weight in weights.items():
