@@ -51,7 +51,7 @@ def exact_divergence(fn: Field, x: Array) -> tuple[Array, Array]:
     return value, jnp.sum(jax.lax.map(diagonal, jnp.arange(size), batch_size=min(size, CHUNK)), axis=0)
 
 
-def draw_probes(key: Array, shape: tuple[int, ...], probe: str, dtype: jnp.dtype = jnp.float32) -> Array:
+def draw_probes(key: Array, shape: tuple[int, ...], probe: str, dtype: jnp.dtype) -> Array:
     """Random directions v with E[v v^T] = I.
 
     Args:

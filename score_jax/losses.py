@@ -91,14 +91,12 @@ def sliced_score_matching(
     Raises:
       ValueError: for fewer than 1 projection, or an unknown law of them.
     """
-    check_number("num_projections", num_projections)
 
-    def one(k: Array) -> Array:
-        v = draw_probes(k, x.shape, projection, x.dtype)
+    def along(v: Array) -> Array:
         score, tangent = jax.jvp(fn, (x,), (v,))
         return _dot(v, tangent) + 0.5 * (_square(score) if variance_reduced else _dot(v, score) ** 2)
 
-    return jnp.mean(jax.vmap(one)(jax.random.split(key, num_projections)), axis=0)
+    return _mean_over_projections(key, along, x, num_projections, projection)
 
 
 def finite_difference_score_matching(
@@ -126,16 +124,23 @@ def finite_difference_score_matching(
     Raises:
       ValueError: for fewer than 1 projection, an unknown law of them, or a step that is not positive.
     """
-    check_number("num_projections", num_projections)
     if step <= 0:
         raise ValueError(f"step must be positive, got {step}")
 
-    def one(k: Array) -> Array:
-        v = draw_probes(k, x.shape, projection, x.dtype)
+    def along(v: Array) -> Array:
         ahead, behind = fn(x + step * v), fn(x - step * v)
         return _dot(v, ahead - behind) / (2 * step) + _square(ahead + behind) / 8
 
-    return jnp.mean(jax.vmap(one)(jax.random.split(key, num_projections)), axis=0)
+    return _mean_over_projections(key, along, x, num_projections, projection)
+
+
+def _mean_over_projections(
+    key: Array, along: Callable[[Array], Array], x: Array, num_projections: int, projection: str
+) -> Array:
+    """The mean of `along(v) [batch]` over random directions v in the shape of `x`."""
+    check_number("num_projections", num_projections)
+    keys = jax.random.split(key, num_projections)
+    return jnp.mean(jax.vmap(lambda k: along(draw_probes(k, x.shape, projection, x.dtype)))(keys), axis=0)
 
 
 def vincent_score_matching(key: Array, fn: Field, x: Array, *, sigma: float | Array) -> Array:

@@ -21,10 +21,10 @@ neighbouring levels solves, with Phi the standard normal distribution function (
     Phi(sqrt(2 d) (r - 1) + 3 r) - Phi(sqrt(2 d) (r - 1) - 3 r) = 1/2,      (3)
 
 and the step size e of T Langevin steps a level is such that a Gaussian of variance (r sigma)^2 ends with
-variance s^2 nearest sigma^2 (Technique 4).  With q = (1 - e/(2 sigma_L^2)) in the notation of
-`samplers.langevin`, whose e is twice the paper's, and the stationary variance 1/(1 - e/(4 sigma_L^2)),
+variance s^2 nearest sigma^2 (Technique 4).  In the notation of `samplers.langevin`, whose e is twice the paper's, and
+with c the variance that further steps would lead to,
 
-    s^2/sigma^2 = q^(2T) (r^2 - c) + c,    c = 1 / (1 - e / (4 sigma_L^2)).  (4)
+    s^2/sigma^2 = (1 - e / (2 sigma_L^2))^(2 T) (r^2 - c) + c,    c = 1 / (1 - e / (4 sigma_L^2)).  (4)
 """
 
 import math
@@ -159,10 +159,11 @@ def largest_distance(x: np.ndarray, *, block: int = 2048) -> float:
         raise ValueError(f"a distance needs at least 2 examples, got {len(x)}")
 
     def rows(start: int) -> np.ndarray:
-        return np.asarray(x[start : start + block], np.float32).reshape(len(x[start : start + block]), -1)
+        part = x[start : start + block]
+        return np.asarray(part, np.float32).reshape(len(part), -1)
 
     # Distances from the centre are smaller numbers, and lose less to rounding.
-    centre = np.asarray(rows(0).mean(axis=0, keepdims=True))
+    centre = rows(0).mean(axis=0, keepdims=True)
     largest = 0.0
     for i in range(0, len(x), block):
         a = rows(i) - centre
@@ -174,7 +175,14 @@ def largest_distance(x: np.ndarray, *, block: int = 2048) -> float:
 
 
 def level_ratio(dimension: int) -> float:
-    """The ratio of neighbouring noise levels in `dimension` dimensions (Eq. 3, NCSNv2's Technique 2), above 1."""
+    """The ratio of neighbouring noise levels in `dimension` dimensions (Eq. 3, NCSNv2's Technique 2), above 1.
+
+    Raises:
+      ValueError: for fewer than 5 dimensions, where Eq. 3 does not determine it.
+    """
+    # The overlap falls with the ratio as soon as sqrt(2 d) > 3, and from almost 1.
+    if dimension < 5:
+        raise ValueError(f"the ratio of noise levels is defined from 5 dimensions on, got {dimension}")
 
     def distribution(value: float) -> float:
         return 0.5 * math.erfc(-value / math.sqrt(2))
@@ -183,9 +191,6 @@ def level_ratio(dimension: int) -> float:
         far = math.sqrt(2 * dimension) * (ratio - 1)
         return distribution(far + 3 * ratio) - distribution(far - 3 * ratio)
 
-    # The overlap falls with the ratio as soon as sqrt(2 d) > 3, and from almost 1.
-    if dimension < 5:
-        raise ValueError(f"the ratio of noise levels is defined from 5 dimensions on, got {dimension}")
     low, high = 1.0, 1e6
     for _ in range(200):
         middle = math.sqrt(low * high)
@@ -202,7 +207,7 @@ def langevin_step_size(sigma_min: float, ratio: float, num_steps: int) -> float:
       num_steps: Langevin steps at each level.
 
     Returns:
-      `step_size` of `annealed_langevin`, in units of sigma_min^2: twice the published notation's.
+      `step_size` of `annealed_langevin`, in the square of sigma_min's units: twice the published notation's.
 
     Raises:
       ValueError: if `sigma_min` is not positive, the ratio not above 1, or there is no step.
