@@ -1,6 +1,7 @@
 """Networks: Linen modules called as `network.apply(params, x, cond, y=None, *, train=False)`."""
 
 from score_jax.networks.mlp import MLP
+from score_jax.networks.ncsn import NCSN, NCSNv2
 from score_jax.networks.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "NCSN", "NCSNv2", "UNet"]
