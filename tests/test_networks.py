@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.networks import MLP, UNet, layers
+from score_jax.networks import MLP, NCSN, NCSNv2, UNet, layers, ncsn
 
 
 def randomised(network, x, *args):
@@ -43,6 +43,43 @@ def test_output_depends_on_every_input_row_by_row(case):
     ):
         assert float(jnp.abs(changed[0] - out[0]).max()) > 1e-3
         np.testing.assert_allclose(changed[1:], out[1:], rtol=1e-4, atol=1e-5)
+
+
+PUBLISHED_COUNTS = {
+    "NCSN, CIFAR-10": (NCSN(), (32, 32, 3), 30_117_635),
+    "NCSN, MNIST": (NCSN(64), (28, 28, 1), 7_638_657),
+    "NCSNv2": (NCSNv2(), (32, 32, 3), 29_694_083),
+    "NCSNv2 of the score-SDE code": (NCSNv2(score_sde=True), (32, 32, 3), 33_970_563),
+    "NCSNv2 Deeper": (NCSNv2(multipliers=(1, 2, 2, 4, 4)), (128, 128, 3), 83_445_379),
+    "NCSNv2 Deepest": (NCSNv2(multipliers=(1, 2, 2, 2, 4, 4)), (256, 256, 3), 94_132_611),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+def test_published_parameter_counts(name):
+    network, shape, count = PUBLISHED_COUNTS[name]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_ncsnv2_scales_one_function_by_the_noise_level():
+    network = NCSNv2(2, num_levels=3, sigma_min=0.1, sigma_max=10.0)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 4, 4, 1)), (3, 4, 4, 1))
+    out = jax.jit(network.apply)(randomised(network, x, jnp.zeros(3)), x, jnp.array([0, 1, 2]))
+    np.testing.assert_allclose(out, out[1:2] * np.array([0.1, 1.0, 10.0])[:, None, None, None], rtol=1e-5)
+
+
+def test_instance_norm_plus_equals_its_definition():
+    """Instance normalisation by PyTorch's formula, plus what it forgets, the channels' own means."""
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
+    norm = ncsn.InstanceNormPlus(num_levels=5)
+    level = jnp.array([1, 4])
+    params = randomised(norm, x, level)
+    gamma, alpha, beta = np.split(params["params"]["embed"]["embedding"][level][:, None, None, :], 3, axis=-1)
+    mean = np.mean(x, axis=(1, 2), keepdims=True)
+    inside = (x - mean) / np.std(x, axis=(1, 2), keepdims=True)
+    across = (mean - mean.mean(axis=3, keepdims=True)) / mean.std(axis=3, keepdims=True, ddof=1)
+    np.testing.assert_allclose(norm.apply(params, x, level), gamma * (inside + alpha * across) + beta, atol=1e-4)
 
 
 def test_a_fresh_network_predicts_zero():
@@ -105,6 +142,10 @@ def test_upsample_repeats_pixels():
 def test_bad_input():
     with pytest.raises(ValueError, match="divisible by 4"):
         UNet(8, (1, 1, 1), 1).init(jax.random.key(0), jnp.ones((1, 10, 10, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="divisible by 2"):
+        NCSN(8).init(jax.random.key(0), jnp.ones((1, 9, 8, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="at least 3"):
+        NCSNv2(8, (1, 2)).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)), jnp.ones(1))
     with pytest.raises(ValueError, match="needs labels"):
         MLP(8, num_classes=3).init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1))
     with pytest.raises(ValueError, match="unknown embedding"):

@@ -24,21 +24,12 @@ def reference(name):
     return tensors, arrays
 
 
-def nested(tensors):
-    tree = {}
-    for name, value in tensors.items():
-        *path, leaf = name.split("/")
-        branch = tree
-        for part in path:
-            branch = branch.setdefault(part, {})
-        branch[leaf] = value
-    return tree
-
-
 def from_file(name):
     tensors, rest = reference(name)
     if "config" in rest:
-        return pretrained.from_score_sde(json.loads(str(rest["config"])), nested(tensors)), rest
+        return pretrained.from_score_sde(
+            json.loads(str(rest["config"])), traverse_util.unflatten_dict(tensors, sep="/")
+        ), rest
     return pretrained.from_ncsn(tensors), {"sigmas": tensors.get("sigmas")} | rest
 
 
