@@ -1,6 +1,8 @@
 """What experiments share: every field of a config, with its default; an experiment states what differs."""
 
-from ml_collections import ConfigDict
+import math
+
+from ml_collections import ConfigDict, FieldReference
 
 
 def base() -> ConfigDict:
@@ -9,9 +11,11 @@ def base() -> ConfigDict:
         dict(
             seed=0,
             # What the network predicts (score_jax.parameterization), and the value that it is given beside x:
-            # 'time' is 999 t, 'noise_level' is sigma(t), 'none' is what the parameterization passes on.
+            # 'time' is 999 t, 'noise_level' is sigma(t), 'level' is the index in a ladder of `num_levels`, from the
+            # largest on, 'none' is what the parameterization passes on.
             parameterization=dict(name="from_noise"),
             conditioning="time",
+            num_levels=0,  # of conditioning='level' and times='draw_levels'
             data=dict(
                 name="digits",
                 dir="",  # '': the default of tensorflow-datasets
@@ -28,6 +32,7 @@ def base() -> ConfigDict:
                 decay="constant",  # or 'cosine'
                 grad_clip=1.0,
                 ema_decay=0.999,
+                objective="denoising_score_matching",
                 times="draw_uniform",
                 weighting="variance_weighting",
                 reduce_mean=True,  # loss: mean over dimensions; otherwise half the sum
@@ -39,6 +44,9 @@ def base() -> ConfigDict:
                 corrector=dict(name=""),  # '': none
                 grid="karras",
                 num_steps=18,
+                # Of annealed Langevin at the smallest level, in the published notation, in place of its corrector's
+                # snr; 'auto': by NCSNv2's fourth technique; 0: not used.
+                step_size=FieldReference(0.0, field_type=object),
                 t_min=1e-3,
                 denoise=True,  # end with the posterior mean (Tweedie)
                 num_samples=64,
@@ -52,6 +60,52 @@ def base() -> ConfigDict:
 def unet(**fields) -> dict:
     """A U-Net, unconditional and told the time."""
     return dict(name="UNet", embedding="positional", num_classes=0, **fields)
+
+
+def ladder(
+    config: ConfigDict, *, num_levels: int, sigma_max: float, step_size: float | str, steps_per_level: int
+) -> None:
+    """Make an experiment NCSN's: noise levels down to 0.01, `steps_per_level` Langevin steps at each."""
+    config.sde = dict(name="VE", sigma_min=0.01)
+    config.sde.sigma_max = FieldReference(sigma_max, field_type=object)  # or 'auto': NCSNv2's first technique
+    config.num_levels = num_levels
+    config.parameterization.name = "from_score"
+    config.conditioning = "level"
+    config.data.centered = False
+    config.training.update(times="draw_levels", reduce_mean=False, warmup_steps=0, grad_clip=math.inf)
+    config.sampling.update(
+        sampler=dict(name="annealed_langevin_corrector", num_steps=steps_per_level),
+        grid="ladder",
+        num_steps=num_levels,
+        step_size=step_size,
+        t_min=1e-5,
+    )
+
+
+def ncsn(data: str, *, image_size: int, features: int) -> ConfigDict:
+    """NCSN with the hyperparameters of Song & Ermon 2019."""
+    config = base()
+    ladder(config, num_levels=10, sigma_max=1.0, step_size=2e-5, steps_per_level=100)
+    config.network = dict(name="NCSN", features=features, multipliers=(1, 2, 2, 2))
+    config.network.num_levels = config.get_ref("num_levels")
+    config.data.update(name=data, image_size=image_size, random_flip=data != "mnist")
+    config.training.update(num_steps=200_000, batch_size=128, learning_rate=1e-3, ema_decay=0.0)
+    config.training.update(checkpoint_every=5000)
+    config.sampling.denoise = False
+    return config
+
+
+def ncsnv2(data: str, *, image_size: int, multipliers: tuple[int, ...], num_steps: int, **levels) -> ConfigDict:
+    """NCSNv2 with the hyperparameters of Song & Ermon 2020; `levels` as in `ladder`."""
+    config = base()
+    ladder(config, **levels)
+    config.network = dict(name="NCSNv2", features=128, multipliers=multipliers, sigma_min=0.01)
+    for name, ref in (("num_levels", config.get_ref("num_levels")), ("sigma_max", config.sde.get_ref("sigma_max"))):
+        config.network[name] = ref
+    config.data.update(name=data, image_size=image_size, random_flip=True)
+    config.training.update(num_steps=num_steps, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
+    config.training.update(checkpoint_every=5000)
+    return config
 
 
 def digits(**sde) -> ConfigDict:

@@ -5,11 +5,11 @@ the other fields are the arguments.  Names are looked up in the module's `__all_
 """
 
 import dataclasses
+import functools
 import inspect
 import json
 import pathlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, cast
 
 import jax
@@ -19,9 +19,21 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, evaluate, losses, networks, parameterization, report, samplers, timesteps, train
+from score_jax import (
+    checkpoint,
+    data,
+    evaluate,
+    lookup,
+    losses,
+    networks,
+    parameterization,
+    report,
+    samplers,
+    timesteps,
+    train,
+)
 from score_jax import sde as sde_module
-from score_jax.errors import UserError, nearest
+from score_jax.errors import UserError
 from score_jax.sde import SDE, ScoreFn, sample_prior
 from score_jax.workdir import MetricLog, open_workdir, save_samples
 
@@ -29,57 +41,35 @@ __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde",
 
 
 # The value that conditions the network; `none` leaves to the parameterization what it passes on, as EDM's does.
-CONDITIONINGS: dict[str, Callable[[SDE, Array], Array]] = {
-    "time": lambda sde, t: 999.0 * t,
-    "noise_level": lambda sde, t: sde.sigma(t),
-    "none": lambda sde, t: t,
+CONDITIONINGS: dict[str, Callable[[ConfigDict, SDE, Array], Array]] = {
+    "time": lambda config, sde, t: 999.0 * t,
+    "noise_level": lambda config, sde, t: sde.sigma(t),
+    "level": lambda config, sde, t: timesteps.level_of_time(sde, t, config.num_levels),
+    "none": lambda config, sde, t: t,
 }
-
-
-def _lookup(module: ModuleType, name: str, field: str, *, takes: str) -> Callable:
-    """A public function of a module by its name, among those whose first arguments are named `takes`."""
-
-    def fits(fn: Any) -> bool:
-        return ", ".join(inspect.signature(fn).parameters).startswith(takes)
-
-    return _choose({n: getattr(module, n) for n in module.__all__ if fits(getattr(module, n))}, name, field)
-
-
-def _choose(options: dict[str, Any], name: str, field: str) -> Any:
-    """An option by its name."""
-    if name not in options:
-        raise UserError(f"{field}: unknown name {name!r}{nearest(name, options)}")
-    return options[name]
-
-
-def _call(fn: Callable, *args: Any, field: str, **kwargs: Any) -> Any:
-    """Call with a config's fields as keyword arguments; a mistake in them is a `UserError`."""
-    known = list(inspect.signature(fn).parameters)[len(args) :]
-    for name in kwargs:
-        if name not in known:
-            raise UserError(f"{field}: {fn.__name__} has no parameter {name!r}{nearest(name, known)}")
-    try:
-        return fn(*args, **kwargs)
-    except ValueError as error:
-        raise UserError(f"{field}: {error}") from error
-
-
-def _fields(config: ConfigDict) -> dict[str, Any]:
-    return {k: v for k, v in config.to_dict().items() if k != "name"}
 
 
 def make_sde(config: ConfigDict) -> SDE:
     """The process of `config.sde`."""
+    for name, value in lookup.fields(config.sde).items():
+        if not isinstance(value, int | float):
+            auto = " ('auto' is found from the data when `run` starts)" if value == "auto" else ""
+            raise UserError(f"config.sde.{name}: must be a number, got {value!r}{auto}")
     public = {n: getattr(sde_module, n) for n in sde_module.__all__}
     processes = {n: o for n, o in public.items() if inspect.isclass(o) and issubclass(o, SDE) and o is not SDE}
-    cls = _choose(processes, config.sde.name, "config.sde")
-    return _call(cls, field="config.sde", **_fields(config.sde))
+    cls = lookup.choose(processes, config.sde.name, "config.sde")
+    return lookup.call(cls, field="config.sde", **lookup.fields(config.sde))
 
 
 def make_network(config: ConfigDict) -> nn.Module:
     """The Linen module of `config.network`."""
-    cls = _choose({n: getattr(networks, n) for n in networks.__all__}, config.network.name, "config.network")
-    return _call(cls, field="config.network", **_fields(config.network))
+    cls = lookup.choose({n: getattr(networks, n) for n in networks.__all__}, config.network.name, "config.network")
+    return lookup.call(cls, field="config.network", **lookup.fields(config.network))
+
+
+def _num_classes(config: ConfigDict) -> int:
+    """0 for a network that knows no classes."""
+    return config.network.get("num_classes", 0)
 
 
 def make_score_fn(
@@ -95,22 +85,26 @@ def make_score_fn(
       y: labels `[batch]`, for a network of classes.
       **apply: passed to `network.apply`: `train`, `rngs`.
     """
-    condition = _choose(CONDITIONINGS, config.conditioning, "config.conditioning")
+    condition = lookup.choose(CONDITIONINGS, config.conditioning, "config.conditioning")
 
     def net(x: Array, t: Array) -> Array:
-        cond = jnp.broadcast_to(condition(sde, t), x.shape[:1])
+        cond = jnp.broadcast_to(condition(config, sde, t), x.shape[:1])
         return cast(Array, network.apply(params, x, cond, y, **apply))
 
-    adapter = _lookup(parameterization, config.parameterization.name, "config.parameterization", takes="sde, net")
-    return _call(adapter, sde, net, field="config.parameterization", **_fields(config.parameterization))
+    adapter = lookup.find(parameterization, config.parameterization.name, "config.parameterization", takes="sde, net")
+    return lookup.call(adapter, sde, net, field="config.parameterization", **lookup.fields(config.parameterization))
 
 
 def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sampler:
     """The sampler of `config.sampling.sampler`, followed by that of `config.sampling.corrector`, if it has a name."""
 
-    def build(fields: ConfigDict, field: str) -> samplers.Sampler:
-        fn = _lookup(samplers, fields.name, field, takes="sde, score_fn")
-        return _call(fn, sde, score_fn, field=field, **_fields(fields))
+    def build(chosen: ConfigDict, field: str) -> samplers.Sampler:
+        fn = lookup.find(samplers, chosen.name, field, takes="sde, score_fn")
+        fields = lookup.fields(chosen)
+        if config.sampling.step_size and fn is samplers.annealed_langevin_corrector:
+            # The published step size, at the smallest level, is 2 snr^2 sigma^2.
+            fields["snr"] = jnp.sqrt(config.sampling.step_size / 2) / sde.sigma(sde.t_min)
+        return lookup.call(fn, sde, score_fn, field=field, **fields)
 
     predictor = build(config.sampling.sampler, "config.sampling.sampler")
     if not config.sampling.corrector.name:
@@ -119,22 +113,27 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
 
 
 def _make_grid(config: ConfigDict, sde: SDE) -> Array:
-    grid = _lookup(timesteps, config.sampling.grid, "config.sampling.grid", takes="sde, n")
-    return _call(grid, sde, config.sampling.num_steps, field="config.sampling.num_steps")
+    grid = lookup.find(timesteps, config.sampling.grid, "config.sampling.grid", takes="sde, n")
+    return lookup.call(grid, sde, config.sampling.num_steps, field="config.sampling.num_steps")
 
 
 def _make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
-    """`loss_fn(params, key, batch)`: the mean denoising objective over a batch."""
-    draw = _lookup(timesteps, config.training.times, "config.training.times", takes="key, sde, n")
-    weight = _lookup(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
+    """`loss_fn(params, key, batch)`: the mean objective over a batch."""
+    draw = lookup.find(timesteps, config.training.times, "config.training.times", takes="key, sde, n")
+    if draw is timesteps.draw_levels:
+        draw = functools.partial(draw, num_levels=config.num_levels)
+    objective = lookup.find(
+        losses, config.training.objective, "config.training.objective", takes="key, sde, score_fn, x0, t"
+    )
+    weight = lookup.find(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
 
     def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
         x = batch["x"]
-        y = batch["y"] if config.network.num_classes else None
+        y = batch["y"] if _num_classes(config) else None
         t, importance = draw(key_t, sde, len(x))
         score_fn = make_score_fn(config, sde, network, params, y, train=True, rngs={"dropout": key_dropout})
-        loss = jnp.mean(importance * losses.denoising_score_matching(key_noise, sde, score_fn, x, t, weight=weight))
+        loss = jnp.mean(importance * objective(key_noise, sde, score_fn, x, t, weight=weight))
         # The published VP configs average over dimensions, the VE ones take half the sum (reduce_mean).
         return loss * 2 / x[0].size if config.training.reduce_mean else loss
 
@@ -147,6 +146,27 @@ def _open_data(config: ConfigDict, split: str) -> data.Dataset:
     )
 
 
+def _resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
+    """The config with its 'auto' values found from the data, by NCSNv2's techniques 1 and 4; prints them."""
+    config = config.copy_and_resolve_references()
+    if config.sde.get("sigma_max") == "auto":
+        x = dataset.read(np.arange(dataset.size))[0]
+        unit = (2 if config.data.centered else 1) / 255 if x.dtype == np.uint8 else 1  # See `data.to_float`.
+        sigma_max = unit * timesteps.largest_distance(x)
+        for holder in (config.sde, config.network):
+            if "sigma_max" in holder:
+                holder.sigma_max = sigma_max
+        print(f"sigma_max: {sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
+    if config.sampling.step_size == "auto":
+        sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
+        first, last = (float(sde.sigma(t)) for t in (sde.t_max, sde.t_min))
+        ratio = (first / last) ** (1 / (config.sampling.num_steps - 1))
+        step_size = timesteps.langevin_step_size(last, ratio, config.sampling.sampler.num_steps) / 2
+        config.sampling.step_size = step_size
+        print(f"step_size: {step_size:.4g}, for {config.sampling.num_steps} levels, each {ratio:.4g} times the next")
+    return config
+
+
 @dataclasses.dataclass
 class _Run:
     """What every mode needs: the objects that a config names, and the training state's shape."""
@@ -155,8 +175,9 @@ class _Run:
     workdir: pathlib.Path
 
     def __post_init__(self):
-        config = self.config
-        self.sde, self.network, self.dataset = make_sde(config), make_network(config), _open_data(config, "train")
+        self.dataset = _open_data(self.config, "train")
+        self.config = config = _resolve(self.config, self.dataset)
+        self.sde, self.network = make_sde(config), make_network(config)
         self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
         # One split: `fold_in(key, i)` and `split(key)[i]` are the same key.
         self.key_params, self.key_train, self.key_sample = jax.random.split(jax.random.key(config.seed), 3)
@@ -169,12 +190,12 @@ class _Run:
         )
         _make_loss(config, self.sde, self.network)  # Misspelt names fail here, before any work.
         self.check_sampling()
-        self.state = _call(lambda: jax.eval_shape(self.init_state), field="config.network")
+        self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
         open_workdir(self.workdir, config.to_dict())
 
     def init_state(self) -> train.TrainState:
         x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
-        params = self.network.init(self.key_params, x, jnp.ones(1), y if self.config.network.num_classes else None)
+        params = self.network.init(self.key_params, x, jnp.ones(1), y if _num_classes(self.config) else None)
         return train.init_state(params, self.optimizer)
 
     def check_sampling(self) -> None:
@@ -192,11 +213,10 @@ class _Run:
 
     def generate(self, params: Any, num_samples: int) -> np.ndarray:
         """Samples in the data's own range, `[num_samples, ...]` on the host."""
-        config, num_classes = self.config, self.config.network.num_classes
+        config, num_classes = self.config, _num_classes(self.config)
         sde = self.sampling_sde
         chunk = min(num_samples, config.sampling.batch_size)
 
-        @jax.jit
         def draw(params: Any, key: Array, y: Array) -> Array:
             score_fn = make_score_fn(config, sde, self.network, params, y if num_classes else None)
             key_prior, key_steps = jax.random.split(key)
@@ -204,16 +224,18 @@ class _Run:
             x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, _make_grid(config, sde))
             return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
 
-        chunks = []
+        compiled, chunks = jax.jit(draw), []
         for i in range(-(-num_samples // chunk)):
             y = (i * chunk + jnp.arange(chunk)) % (num_classes or 1)
-            chunks.append(np.asarray(draw(params, jax.random.fold_in(self.key_sample, i), y)))
-        samples = np.concatenate(chunks)[:num_samples]
-        if not np.isfinite(samples).all():
-            raise UserError(
-                "the samples are not finite: take more steps (config.sampling.num_steps) or another sampler"
-            )
-        return samples
+            inputs = params, jax.random.fold_in(self.key_sample, i), y
+            chunks.append(np.asarray(compiled(*inputs)))
+            if not np.isfinite(chunks[-1]).all():
+                try:
+                    draw(*inputs)  # Outside `jit` the loop knows where.
+                except FloatingPointError as error:
+                    raise UserError(f"{error} (config.sampling)") from error
+                raise UserError("the samples are not finite after the last, denoising step (config.sampling.denoise)")
+        return np.concatenate(chunks)[:num_samples]
 
     def write_samples(self, step: int, params: Any) -> None:
         samples = self.generate(params, self.config.sampling.num_samples)
@@ -299,7 +321,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
     Raises:
       UserError: for any mistake in the arguments, in one line.
     """
-    act = _choose(MODES, mode, "--mode")
+    act = lookup.choose(MODES, mode, "--mode")
     train.tune_cpu()
     experiment = _Run(config, pathlib.Path(workdir))
     act(experiment)

@@ -36,6 +36,7 @@ __all__ = [
     "from_denoiser",
     "from_energy",
     "from_noise",
+    "from_score",
     "from_velocity",
     "preconditioned",
     "tweedie",
@@ -48,6 +49,11 @@ Net = Callable[[Array, Array], Array]
 def from_noise(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the noise eps (Eq. 1)."""
     return lambda x, t: -net(x, t) / expand(sde.sigma(t), x)
+
+
+def from_score(sde: SDE, net: Net) -> ScoreFn:
+    """The score of a network that predicts it, as NCSN does."""
+    return net
 
 
 def from_denoiser(sde: SDE, net: Net) -> ScoreFn:

@@ -18,6 +18,7 @@ from jax import Array
 
 from score_jax.networks import NCSN, NCSNv2
 from score_jax.sde import SDE, VE, ScoreFn
+from score_jax.timesteps import level_of_time
 
 __all__ = ["Pretrained", "from_ncsn", "from_score_sde"]
 
@@ -147,8 +148,8 @@ def _of_levels(network: nn.Module, params: Any, sde: SDE, num_levels: int) -> Pr
     """A network that knows the index of a level and returns the score."""
 
     def score_fn(x: Array, t: Array) -> Array:
-        level = (num_levels - 1) * (sde.t_max - t) / sde.t_max
-        return cast(Array, network.apply(params, x, jnp.broadcast_to(level, x.shape[:1])))
+        level = jnp.broadcast_to(level_of_time(sde, t, num_levels), x.shape[:1])
+        return cast(Array, network.apply(params, x, level))
 
     return Pretrained(network, params, sde, score_fn)
 

@@ -39,12 +39,14 @@ from score_jax.sde import SDE
 
 __all__ = [
     "draw_importance",
+    "draw_levels",
     "draw_stratified",
     "draw_uniform",
     "karras",
     "ladder",
     "langevin_step_size",
     "largest_distance",
+    "level_of_time",
     "level_ratio",
     "log_snr",
     "time_of_log_snr",
@@ -79,6 +81,33 @@ def draw_importance(key: Array, sde: SDE, n: int) -> tuple[Array, Array]:
     t = time_of_log_snr(sde, first + (last - first) * _lattice(key, n))
     slope = (sde.diffusion(t) / sde.sigma(t)) ** 2
     return t, (first - last) / (slope * (sde.t_max - sde.t_min))
+
+
+def draw_levels(key: Array, sde: SDE, n: int, *, num_levels: int) -> tuple[Array, Array]:
+    """Independent draws from the times of a ladder of noise levels, as NCSN trains (Song & Ermon 2019, Eq. 6).
+
+    Level i of L, of which 0 has the most noise, stands at t_max (1 - i / (L - 1)), the last at t_min.
+
+    Returns:
+      `(t [n], weight [n])`, the weight being one.
+
+    Raises:
+      ValueError: for fewer than 2 levels.
+    """
+    _check_levels(num_levels)
+    level = jax.random.randint(key, (n,), 0, num_levels)
+    return jnp.maximum(sde.t_max * (1 - level / (num_levels - 1)), sde.t_min), jnp.ones(n)
+
+
+def level_of_time(sde: SDE, t: ArrayLike, num_levels: int) -> Array:
+    """The level of a ladder (see `draw_levels`) at a time, in the shape of `t`; between levels, a fraction."""
+    _check_levels(num_levels)
+    return (num_levels - 1) * (1 - jnp.asarray(t) / sde.t_max)
+
+
+def _check_levels(number: int) -> None:
+    if number < 2:
+        raise ValueError(f"a ladder needs at least 2 levels, got {number}")
 
 
 def _lattice(key: Array, n: int) -> Array:
@@ -140,8 +169,7 @@ def ladder(sde: SDE, n: int) -> Array:
     Raises:
       ValueError: for fewer than 2 levels.
     """
-    if n < 2:
-        raise ValueError(f"a ladder needs at least 2 levels, got {n}")
+    _check_levels(n)
     return jnp.concatenate([jnp.array([sde.t_max]), uniform(sde, n - 1)])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "score_jax"
 FILES = sorted(ROOT.rglob("*.py"))
-EDGE = {"experiment", "train", "evaluate", "metrics", "data", "checkpoint", "report", "workdir", "errors"}
+EDGE = {"experiment", "train", "evaluate", "metrics", "data", "checkpoint", "report", "workdir", "errors", "lookup"}
 
 
 def layer(module):

@@ -1,0 +1,45 @@
+"""Names in a config to public functions, and a config's fields to their arguments, with every mistake in one line."""
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_jax.errors import UserError, nearest
+
+__all__ = ["call", "choose", "fields", "find"]
+
+
+def find(module: ModuleType, name: str, field: str, *, takes: str) -> Callable:
+    """A public function of a module by its name, among those whose first arguments are named `takes`."""
+
+    def fits(fn: Any) -> bool:
+        return ", ".join(inspect.signature(fn).parameters).startswith(takes)
+
+    return choose({n: getattr(module, n) for n in module.__all__ if fits(getattr(module, n))}, name, field)
+
+
+def choose(options: dict[str, Any], name: str, field: str) -> Any:
+    """An option by its name."""
+    if name not in options:
+        raise UserError(f"{field}: unknown name {name!r}{nearest(name, options)}")
+    return options[name]
+
+
+def call(fn: Callable, *args: Any, field: str, **kwargs: Any) -> Any:
+    """Call with a config's fields as keyword arguments; a mistake in them is a `UserError`."""
+    known = list(inspect.signature(fn).parameters)[len(args) :]
+    for name in kwargs:
+        if name not in known:
+            raise UserError(f"{field}: {fn.__name__} has no parameter {name!r}{nearest(name, known)}")
+    try:
+        return fn(*args, **kwargs)
+    except ValueError as error:
+        raise UserError(f"{field}: {error}") from error
+
+
+def fields(config: ConfigDict) -> dict[str, Any]:
+    """The arguments that a config gives to what it names."""
+    return {k: v for k, v in config.to_dict().items() if k != "name"}
