@@ -4,6 +4,7 @@ A config names things by their public names, `config.sde = dict(name='VP', beta_
 the other fields are the arguments.  Names are looked up in the module's `__all__`.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -148,22 +149,19 @@ def _open_data(config: ConfigDict, split: str) -> data.Dataset:
 
 def _resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     """The config with its 'auto' values found from the data, by NCSNv2's techniques 1 and 4; prints them."""
-    config = config.copy_and_resolve_references()
+    config = copy.deepcopy(config)
     if config.sde.get("sigma_max") == "auto":
         x = dataset.read(np.arange(dataset.size))[0]
         unit = (2 if config.data.centered else 1) / 255 if x.dtype == np.uint8 else 1  # See `data.to_float`.
-        sigma_max = unit * timesteps.largest_distance(x)
-        for holder in (config.sde, config.network):
-            if "sigma_max" in holder:
-                holder.sigma_max = sigma_max
-        print(f"sigma_max: {sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
+        config.sde.sigma_max = unit * timesteps.largest_distance(x)
+        print(f"sigma_max: {config.sde.sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
     if config.sampling.step_size == "auto":
         sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
         first, last = (float(sde.sigma(t)) for t in (sde.t_max, sde.t_min))
         ratio = (first / last) ** (1 / (config.sampling.num_steps - 1))
-        step_size = timesteps.langevin_step_size(last, ratio, config.sampling.sampler.num_steps) / 2
-        config.sampling.step_size = step_size
-        print(f"step_size: {step_size:.4g}, for {config.sampling.num_steps} levels, each {ratio:.4g} times the next")
+        steps = config.sampling.sampler.num_steps
+        config.sampling.step_size = timesteps.langevin_step_size(last, ratio, steps) / 2
+        print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels, each {ratio:.4g} times the next")
     return config
 
 

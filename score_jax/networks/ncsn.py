@@ -155,7 +155,9 @@ class RefineBlock(nn.Module):
                 parts[i] = _resize(part, shape, align_corners=self.align_corners)
         h = path = nn.elu(sum(parts))
         for i in range(2):
-            path = self.pool(normalised(path, f"crp_norms_{i}"), (5, 5), padding="SAME")
+            # 5x5 pixels, one axis after the other: 10 reads a pixel in place of 25.
+            path = self.pool(normalised(path, f"crp_norms_{i}"), (5, 1), padding="SAME")
+            path = self.pool(path, (1, 5), padding="SAME")
             path = _conv(self.features, f"crp_convs_{i}", bias=False)(path)
             h = h + path
         return units(h, "output_convs", self.num_units)
