@@ -82,12 +82,22 @@ def ladder(
     )
 
 
+def ncsn_network(config: ConfigDict, **fields) -> dict:
+    """NCSN for the config's ladder; where that changes, it changes with it."""
+    return dict(name="NCSN", num_levels=config.get_ref("num_levels"), **fields)
+
+
+def ncsnv2_network(config: ConfigDict, **fields) -> dict:
+    """NCSNv2 for the config's ladder; where that changes, it changes with it."""
+    levels = {name: config.sde.get_ref(name) for name in ("sigma_min", "sigma_max")}
+    return dict(name="NCSNv2", num_levels=config.get_ref("num_levels"), **levels, **fields)
+
+
 def ncsn(data: str, *, image_size: int, features: int) -> ConfigDict:
     """NCSN with the hyperparameters of Song & Ermon 2019."""
     config = base()
     ladder(config, num_levels=10, sigma_max=1.0, step_size=2e-5, steps_per_level=100)
-    config.network = dict(name="NCSN", features=features, multipliers=(1, 2, 2, 2))
-    config.network.num_levels = config.get_ref("num_levels")
+    config.network = ncsn_network(config, features=features, multipliers=(1, 2, 2, 2))
     config.data.update(name=data, image_size=image_size, random_flip=data != "mnist")
     config.training.update(num_steps=200_000, batch_size=128, learning_rate=1e-3, ema_decay=0.0)
     config.training.update(checkpoint_every=5000)
@@ -99,9 +109,7 @@ def ncsnv2(data: str, *, image_size: int, multipliers: tuple[int, ...], num_step
     """NCSNv2 with the hyperparameters of Song & Ermon 2020; `levels` as in `ladder`."""
     config = base()
     ladder(config, **levels)
-    config.network = dict(name="NCSNv2", features=128, multipliers=multipliers, sigma_min=0.01)
-    for name, ref in (("num_levels", config.get_ref("num_levels")), ("sigma_max", config.sde.get_ref("sigma_max"))):
-        config.network[name] = ref
+    config.network = ncsnv2_network(config, features=128, multipliers=multipliers)
     config.data.update(name=data, image_size=image_size, random_flip=True)
     config.training.update(num_steps=num_steps, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
     config.training.update(checkpoint_every=5000)

@@ -1,12 +1,12 @@
 """Evaluation: generated against real samples, beside what real samples score against each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from score_jax import metrics
+from score_jax import data, metrics
 
-__all__ = ["compare", "logistic_regression", "pixels"]
+__all__ = ["against_data", "as_text", "compare", "logistic_regression", "pixels"]
 
 
 def pixels(x: np.ndarray) -> np.ndarray:
@@ -51,6 +51,32 @@ def compare(
         for name, value in row.items():
             table.setdefault(name, {})[column] = value
     return table
+
+
+def against_data(
+    generated: np.ndarray, datasets: Sequence[data.Dataset], *, centered: bool, classifier: bool
+) -> dict[str, dict[str, float]]:
+    """`compare` with all examples of some data sets, on pixels.
+
+    Args:
+      generated: samples in the range of training; images are rounded to the 256 values that a file would hold.
+      datasets: where the real examples are.
+      centered: whether that range is [-1, 1], otherwise [0, 1].
+      classifier: whether to score by a logistic regression fitted to the real examples and their labels.
+    """
+    rng = np.random.default_rng(0)
+    real, labels = (np.concatenate(part) for part in zip(*(d.read(np.arange(d.size)) for d in datasets), strict=True))
+    order = rng.permutation(len(real))
+    real = data.to_float(real[order], rng, centered=centered)
+    if generated.ndim == 4:
+        generated = data.to_float(data.to_uint8(generated, centered=centered), rng, centered=centered)
+    return compare(generated, real, classifier=logistic_regression(real, labels[order]) if classifier else None)
+
+
+def as_text(table: dict[str, dict[str, float]]) -> str:
+    """The table of `compare`, one line a metric."""
+    rows = [f"{name:28}{row['generated']:12.5g}{row['real']:12.5g}" for name, row in table.items()]
+    return "\n".join([f"{'':28}{'generated':>12}{'real':>12}", *rows])
 
 
 def logistic_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -104,13 +104,23 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
         fields = lookup.fields(chosen)
         if config.sampling.step_size and fn is samplers.annealed_langevin_corrector:
             # The published step size, at the smallest level, is 2 snr^2 sigma^2.
-            fields["snr"] = jnp.sqrt(config.sampling.step_size / 2) / sde.sigma(sde.t_min)
+            fields["snr"] = jnp.sqrt(_step_size(config, sde) / 2) / sde.sigma(sde.t_min)
         return lookup.call(fn, sde, score_fn, field=field, **fields)
 
     predictor = build(config.sampling.sampler, "config.sampling.sampler")
     if not config.sampling.corrector.name:
         return predictor
     return samplers.chain(predictor, build(config.sampling.corrector, "config.sampling.corrector"))
+
+
+def _step_size(config: ConfigDict, sde: SDE) -> float:
+    """Of annealed Langevin at the smallest level, in the published notation; 'auto' by NCSNv2's Technique 4."""
+    if config.sampling.step_size != "auto":
+        return config.sampling.step_size
+    with jax.ensure_compile_time_eval():
+        first, last = float(sde.sigma(sde.t_max)), float(sde.sigma(sde.t_min))
+    ratio = (first / last) ** (1 / (config.sampling.num_steps - 1))
+    return timesteps.langevin_step_size(last, ratio, config.sampling.sampler.num_steps) / 2
 
 
 def _make_grid(config: ConfigDict, sde: SDE) -> Array:
@@ -156,12 +166,10 @@ def _resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         config.sde.sigma_max = unit * timesteps.largest_distance(x)
         print(f"sigma_max: {config.sde.sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
     if config.sampling.step_size == "auto":
-        sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
-        first, last = (float(sde.sigma(t)) for t in (sde.t_max, sde.t_min))
-        ratio = (first / last) ** (1 / (config.sampling.num_steps - 1))
-        steps = config.sampling.sampler.num_steps
-        config.sampling.step_size = timesteps.langevin_step_size(last, ratio, steps) / 2
-        print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels, each {ratio:.4g} times the next")
+        config.sampling.step_size = _step_size(
+            config, dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
+        )
+        print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels")
     return config
 
 
@@ -186,9 +194,12 @@ class _Run:
             grad_clip=config.training.grad_clip,
             decay=config.training.decay,
         )
-        _make_loss(config, self.sde, self.network)  # Misspelt names fail here, before any work.
+        # Mistakes fail here, before any work.
         self.check_sampling()
         self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
+        loss_fn = _make_loss(config, self.sde, self.network)
+        batch = {"x": jnp.zeros((1, *self.dataset.shape)), "y": jnp.zeros(1, jnp.int32)}
+        lookup.call(lambda: jax.eval_shape(loss_fn, self.state.params, self.key_train, batch), field="config.training")
         open_workdir(self.workdir, config.to_dict())
 
     def init_state(self) -> train.TrainState:
@@ -290,19 +301,14 @@ def _evaluate(run: _Run) -> None:
     config = run.config
     _, state = run.restore()
     generated = run.generate(state.ema, config.evaluation.num_samples)
-    sets = [run.dataset, _open_data(config, "test")]
-    real, labels = (np.concatenate(part) for part in zip(*(s.read(np.arange(s.size)) for s in sets), strict=True))
-    order = np.random.default_rng(0).permutation(len(real))
-    real = data.to_float(real[order], np.random.default_rng(0), centered=config.data.centered)
-    classifier = evaluate.logistic_regression(real, labels[order]) if config.evaluation.classifier else None
-    if generated.ndim == 4:  # As a file would hold them.
-        stored = data.to_uint8(generated, centered=config.data.centered)
-        generated = data.to_float(stored, np.random.default_rng(0), centered=config.data.centered)
-    table = evaluate.compare(generated, real, classifier=classifier)
+    table = evaluate.against_data(
+        generated,
+        [run.dataset, _open_data(config, "test")],
+        centered=config.data.centered,
+        classifier=config.evaluation.classifier,
+    )
     (run.workdir / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
-    print(f"{'':28}{'generated':>12}{'real':>12}")
-    for name, row in table.items():
-        print(f"{name:28}{row['generated']:12.5g}{row['real']:12.5g}")
+    print(evaluate.as_text(table))
 
 
 MODES: dict[str, Callable[[_Run], None]] = {"train": _train, "sample": _sample, "evaluate": _evaluate}

@@ -11,7 +11,9 @@ import time
 import jax
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from scipy.spatial.distance import pdist
 from test_data import write_cifar
 
 from score_jax import checkpoint, data, experiment, train
@@ -136,13 +138,49 @@ def test_the_cifar_pipeline_end_to_end(tmp_path):
 def test_every_config_builds(name):
     config = get_config(name)
     sde, network = experiment.make_sde(config), experiment.make_network(config)
-    x = np.zeros((2, 32, 32, 3) if "cifar" in name else (2, 2) if name == "toy2d" else (2, 8, 8, 1), np.float32)
+    x = np.zeros((2, 2) if name == "toy2d" else (2, 8, 8, 1) if "digits" in name else (2, 32, 32, 3), np.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), x, np.ones(2))
     score_fn = experiment.make_score_fn(config, sde, network, params)
     sampler = experiment.make_sampler(config, sde, score_fn)
     assert callable(sampler.step)
     out = jax.eval_shape(lambda p: experiment.make_score_fn(config, sde, network, p)(x, np.float32(0.5)), params)
     assert out.shape == x.shape
+
+
+def test_noise_levels_and_step_size_come_from_the_data(tmp_path, capsys):
+    """NCSNv2's techniques, by the numbers that the workdir holds before any training."""
+    config = get_config("ncsnv2_digits")
+    config.sampling.num_steps = 5
+    config.sampling.sampler.num_steps = 3
+    with pytest.raises(UserError, match="no checkpoint"):
+        experiment.run(config, "sample", tmp_path)
+    printed = capsys.readouterr().out
+    chosen = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    x = data.load("digits", "train").read(np.arange(1437))[0].reshape(1437, 64) / 255
+    assert chosen["sde"]["sigma_max"] == pytest.approx(pdist(x).max(), rel=1e-5)
+    assert f"sigma_max: {chosen['sde']['sigma_max']:.4g}" in printed
+
+    def variance_after_three_steps(e):
+        """From that of the level above, in units of a level's own variance."""
+        variance = (pdist(x).max() / 0.01) ** (2 / 4)
+        for _ in range(3):
+            variance = (1 - e) ** 2 * variance + 2 * e
+        return variance
+
+    e = chosen["sampling"]["step_size"] / 0.01**2
+    best = abs(variance_after_three_steps(e) - 1)
+    assert all(abs(variance_after_three_steps(other * e) - 1) > best for other in (0.95, 1.05))
+    assert f"step_size: {chosen['sampling']['step_size']:.4g}" in printed
+    assert chosen["network"]["sigma_max"] == chosen["sde"]["sigma_max"]
+    assert config.sde.sigma_max == config.sampling.step_size == "auto"  # The caller's config is left alone.
+
+
+def test_a_diverging_sampler_says_where(trained):
+    config = tiny()
+    sampler = dict(name="annealed_langevin_corrector", num_steps=1)
+    config.sampling.update(sampler=sampler, grid="ladder", step_size=1e20)
+    with pytest.raises(UserError, match=r"not finite after step . of 2.*\(config.sampling\)"):
+        experiment.run(config, "sample", trained)
 
 
 MISTAKES = {
@@ -157,8 +195,11 @@ MISTAKES = {
     "network.multipliers=(1,1,1,1,1)": "divisible by 16",
     "network.name=Unet": "did you mean 'UNet'",
     "parameterization.name=from_nois": "did you mean 'from_noise'",
+    "conditioning=level": "at least 2 levels",
     "conditioning=tim": "did you mean 'time'",
     "training.weighting=variance": "did you mean 'variance_weighting'",
+    "training.objective=denoising": "did you mean 'denoising_score_matching'",
+    "training.times=draw_levels": "at least 2 levels",
     "training.times=uniform": "did you mean 'draw_uniform'",
     "training.decay=cosin": "'constant' or 'cosine'",
     "seed=1": "another config: seed is 0 there and 1 here",
