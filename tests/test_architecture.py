@@ -7,7 +7,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "score_jax"
 FILES = sorted(ROOT.rglob("*.py"))
-EDGE = {"experiment", "train", "evaluate", "metrics", "data", "checkpoint", "report", "workdir", "errors", "lookup"}
+EDGE = {
+    "experiment",
+    "train",
+    "evaluate",
+    "metrics",
+    "data",
+    "checkpoint",
+    "report",
+    "workdir",
+    "errors",
+    "lookup",
+    "build",
+}
 
 
 def layer(module):

@@ -1,0 +1,169 @@
+"""From a config to objects.
+
+A config names things by their public names, `config.sde = dict(name='VP', beta_max=20.0)`;
+the other fields are the arguments.  Names are looked up in the module's `__all__`.
+"""
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from ml_collections import ConfigDict
+
+from score_jax import data, lookup, losses, networks, parameterization, samplers, timesteps, train
+from score_jax import sde as sde_module
+from score_jax.errors import UserError
+from score_jax.sde import SDE, ScoreFn
+
+__all__ = [
+    "make_grid",
+    "make_loss",
+    "make_network",
+    "make_sampler",
+    "make_score_fn",
+    "make_sde",
+    "num_classes",
+    "open_data",
+    "resolve",
+]
+
+
+# The value that conditions the network; `none` leaves to the parameterization what it passes on, as EDM's does.
+CONDITIONINGS: dict[str, Callable[[ConfigDict, SDE, Array], Array]] = {
+    "time": lambda config, sde, t: 999.0 * t,
+    "noise_level": lambda config, sde, t: sde.sigma(t),
+    "level": lambda config, sde, t: timesteps.level_of_time(sde, t, config.num_levels),
+    "none": lambda config, sde, t: t,
+}
+
+
+def make_sde(config: ConfigDict) -> SDE:
+    """The process of `config.sde`."""
+    for name, value in lookup.fields(config.sde).items():
+        if not isinstance(value, int | float):
+            auto = " ('auto' is found from the data when `run` starts)" if value == "auto" else ""
+            raise UserError(f"config.sde.{name}: must be a number, got {value!r}{auto}")
+    public = {n: getattr(sde_module, n) for n in sde_module.__all__}
+    processes = {n: o for n, o in public.items() if inspect.isclass(o) and issubclass(o, SDE) and o is not SDE}
+    cls = lookup.choose(processes, config.sde.name, "config.sde")
+    return lookup.call(cls, field="config.sde", **lookup.fields(config.sde))
+
+
+def make_network(config: ConfigDict) -> nn.Module:
+    """The Linen module of `config.network`."""
+    cls = lookup.choose({n: getattr(networks, n) for n in networks.__all__}, config.network.name, "config.network")
+    return lookup.call(cls, field="config.network", **lookup.fields(config.network))
+
+
+def num_classes(config: ConfigDict) -> int:
+    """0 for a network that knows no classes."""
+    return config.network.get("num_classes", 0)
+
+
+def make_score_fn(
+    config: ConfigDict, sde: SDE, network: nn.Module, params: Any, y: Array | None = None, **apply: Any
+) -> ScoreFn:
+    """The score of a network with parameters.
+
+    Args:
+      config: its `parameterization` and `conditioning` say what the network predicts and is given.
+      sde: the process.
+      network: a Linen module.
+      params: its parameters.
+      y: labels `[batch]`, for a network of classes.
+      **apply: passed to `network.apply`: `train`, `rngs`.
+    """
+    condition = lookup.choose(CONDITIONINGS, config.conditioning, "config.conditioning")
+
+    def net(x: Array, t: Array) -> Array:
+        cond = jnp.broadcast_to(condition(config, sde, t), x.shape[:1])
+        return cast(Array, network.apply(params, x, cond, y, **apply))
+
+    adapter = lookup.find(parameterization, config.parameterization.name, "config.parameterization", takes="sde, net")
+    return lookup.call(adapter, sde, net, field="config.parameterization", **lookup.fields(config.parameterization))
+
+
+def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sampler:
+    """The sampler of `config.sampling.sampler`, followed by that of `config.sampling.corrector`, if it has a name."""
+
+    def build(chosen: ConfigDict, field: str) -> samplers.Sampler:
+        fn = lookup.find(samplers, chosen.name, field, takes="sde, score_fn")
+        fields = lookup.fields(chosen)
+        if config.sampling.step_size and fn is samplers.annealed_langevin_corrector:
+            # The published step size, at the smallest level, is 2 snr^2 sigma^2.
+            fields["snr"] = jnp.sqrt(_step_size(config, sde) / 2) / sde.sigma(sde.t_min)
+        return lookup.call(fn, sde, score_fn, field=field, **fields)
+
+    predictor = build(config.sampling.sampler, "config.sampling.sampler")
+    if not config.sampling.corrector.name:
+        return predictor
+    return samplers.chain(predictor, build(config.sampling.corrector, "config.sampling.corrector"))
+
+
+def _step_size(config: ConfigDict, sde: SDE) -> float:
+    """Of annealed Langevin at the smallest level, in the published notation; 'auto' by NCSNv2's Technique 4."""
+    if config.sampling.step_size != "auto":
+        return config.sampling.step_size
+    with jax.ensure_compile_time_eval():
+        first, last = float(sde.sigma(sde.t_max)), float(sde.sigma(sde.t_min))
+    ratio = (first / last) ** (1 / (config.sampling.num_steps - 1))
+    return timesteps.langevin_step_size(last, ratio, config.sampling.sampler.num_steps) / 2
+
+
+def make_grid(config: ConfigDict, sde: SDE) -> Array:
+    """The times that `config.sampling` walks."""
+    grid = lookup.find(timesteps, config.sampling.grid, "config.sampling.grid", takes="sde, n")
+    return lookup.call(grid, sde, config.sampling.num_steps, field="config.sampling.num_steps")
+
+
+def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
+    """`loss_fn(params, key, batch)`: the mean objective over a batch."""
+    draw = lookup.find(timesteps, config.training.times, "config.training.times", takes="key, sde, n")
+    if draw is timesteps.draw_levels:
+        draw = functools.partial(draw, num_levels=config.num_levels)
+    objective = lookup.find(
+        losses, config.training.objective, "config.training.objective", takes="key, sde, score_fn, x0, t"
+    )
+    weight = lookup.find(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
+
+    def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
+        key_t, key_noise, key_dropout = jax.random.split(key, 3)
+        x = batch["x"]
+        y = batch["y"] if num_classes(config) else None
+        t, importance = draw(key_t, sde, len(x))
+        score_fn = make_score_fn(config, sde, network, params, y, train=True, rngs={"dropout": key_dropout})
+        loss = jnp.mean(importance * objective(key_noise, sde, score_fn, x, t, weight=weight))
+        # The published VP configs average over dimensions, the VE ones take half the sum (reduce_mean).
+        return loss * 2 / x[0].size if config.training.reduce_mean else loss
+
+    return loss_fn
+
+
+def open_data(config: ConfigDict, split: str) -> data.Dataset:
+    """A split of the data set of `config.data`."""
+    return data.load(
+        config.data.name, split, data_dir=config.data.dir or None, image_size=config.data.image_size or None
+    )
+
+
+def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
+    """The config with its 'auto' values found from the data, by NCSNv2's techniques 1 and 4; prints them."""
+    config = copy.deepcopy(config)
+    if config.sde.get("sigma_max") == "auto":
+        x = dataset.read(np.arange(dataset.size))[0]
+        unit = (2 if config.data.centered else 1) / 255 if x.dtype == np.uint8 else 1  # See `data.to_float`.
+        config.sde.sigma_max = unit * timesteps.largest_distance(x)
+        print(f"sigma_max: {config.sde.sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
+    if config.sampling.step_size == "auto":
+        sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
+        config.sampling.step_size = _step_size(config, sde)
+        print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels")
+    return config
