@@ -22,7 +22,7 @@ import score_jax as sj
 from score_jax.networks import MLP
 
 SIGMAS = jnp.geomspace(10.0, 0.1, 20)
-STEPS, BATCH, EDGE = 3000, 512, 9.0
+STEPS, BATCH, EDGE = 2000, 512, 9.0
 NETWORK = MLP(features=64, num_blocks=2, embedding="fourier")
 MIXTURE = sj.GaussianMixture([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], [[[1.0, 0.0], [0.0, 1.0]]] * 2)
 
