@@ -72,7 +72,7 @@ def ladder(
     config.parameterization.name = "from_score"
     config.conditioning = "level"
     config.data.centered = False
-    config.training.update(times="draw_levels", reduce_mean=False, warmup_steps=0, grad_clip=math.inf)
+    config.training.times = "draw_levels"
     config.sampling.update(
         sampler=dict(name="annealed_langevin_corrector", num_steps=steps_per_level),
         grid="ladder",
@@ -80,6 +80,10 @@ def ladder(
         step_size=step_size,
         t_min=1e-5,
     )
+
+
+# Of NCSN's and NCSNv2's training, as published: half the sum as the loss, neither warm-up nor clipping.
+PUBLISHED = dict(batch_size=128, reduce_mean=False, warmup_steps=0, grad_clip=math.inf, checkpoint_every=5000)
 
 
 def ncsn_network(config: ConfigDict, **fields) -> dict:
@@ -99,8 +103,7 @@ def ncsn(data: str, *, image_size: int, features: int) -> ConfigDict:
     ladder(config, num_levels=10, sigma_max=1.0, step_size=2e-5, steps_per_level=100)
     config.network = ncsn_network(config, features=features, multipliers=(1, 2, 2, 2))
     config.data.update(name=data, image_size=image_size, random_flip=data != "mnist")
-    config.training.update(num_steps=200_000, batch_size=128, learning_rate=1e-3, ema_decay=0.0)
-    config.training.update(checkpoint_every=5000)
+    config.training.update(num_steps=200_000, learning_rate=1e-3, ema_decay=0.0, **PUBLISHED)
     config.sampling.denoise = False
     return config
 
@@ -111,8 +114,7 @@ def ncsnv2(data: str, *, image_size: int, multipliers: tuple[int, ...], num_step
     ladder(config, **levels)
     config.network = ncsnv2_network(config, features=128, multipliers=multipliers)
     config.data.update(name=data, image_size=image_size, random_flip=True)
-    config.training.update(num_steps=num_steps, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
-    config.training.update(checkpoint_every=5000)
+    config.training.update(num_steps=num_steps, learning_rate=1e-4, ema_decay=0.999, **PUBLISHED)
     return config
 
 

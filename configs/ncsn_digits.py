@@ -1,12 +1,16 @@
-"""NCSN on digits: a small network and a fine ladder; as in NCSNv2, its output is divided by the noise level."""
+"""NCSN's ladder, objective and annealed Langevin dynamics on digits, with the U-Net of the other digits experiments.
 
-from configs.base import digits, ladder, ncsn_network
+A CPU trains it several times faster than a RefineNet; `ncsnv2_digits` has one.  The network predicts the velocity,
+which on VE is the noise where there is little and the data where there is much.
+"""
+
+from configs.base import digits, ladder
 
 
 def get_config():
     config = digits()
-    ladder(config, num_levels=20, sigma_max=3.0, step_size="auto", steps_per_level=5)
-    config.parameterization.name = "from_noise"
-    config.network = ncsn_network(config, features=16, multipliers=(1, 2, 2, 2))
-    config.training.num_steps = 1500
+    ladder(config, num_levels=40, sigma_max=3.0, step_size="auto", steps_per_level=3)
+    config.parameterization.name = "from_velocity"
+    config.conditioning = "noise_level"
+    config.network.embedding = "fourier"
     return config
