@@ -63,7 +63,7 @@ def unet(**fields) -> dict:
 
 
 def ladder(
-    config: ConfigDict, *, num_levels: int, sigma_max: float, step_size: float | str, steps_per_level: int
+    config: ConfigDict, *, num_levels: int, sigma_max: float | str, step_size: float | str, steps_per_level: int
 ) -> None:
     """Make an experiment NCSN's: noise levels down to 0.01, `steps_per_level` Langevin steps at each."""
     config.sde = dict(name="VE", sigma_min=0.01)
@@ -86,11 +86,6 @@ def ladder(
 PUBLISHED = dict(batch_size=128, reduce_mean=False, warmup_steps=0, grad_clip=math.inf, checkpoint_every=5000)
 
 
-def ncsn_network(config: ConfigDict, **fields) -> dict:
-    """NCSN for the config's ladder; where that changes, it changes with it."""
-    return dict(name="NCSN", num_levels=config.get_ref("num_levels"), **fields)
-
-
 def ncsnv2_network(config: ConfigDict, **fields) -> dict:
     """NCSNv2 for the config's ladder; where that changes, it changes with it."""
     levels = {name: config.sde.get_ref(name) for name in ("sigma_min", "sigma_max")}
@@ -101,7 +96,7 @@ def ncsn(data: str, *, image_size: int, features: int) -> ConfigDict:
     """NCSN with the hyperparameters of Song & Ermon 2019."""
     config = base()
     ladder(config, num_levels=10, sigma_max=1.0, step_size=2e-5, steps_per_level=100)
-    config.network = ncsn_network(config, features=features, multipliers=(1, 2, 2, 2))
+    config.network = dict(name="NCSN", features=features, num_levels=config.get_ref("num_levels"))
     config.data.update(name=data, image_size=image_size, random_flip=data != "mnist")
     config.training.update(num_steps=200_000, learning_rate=1e-3, ema_decay=0.0, **PUBLISHED)
     config.sampling.denoise = False
