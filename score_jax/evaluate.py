@@ -58,18 +58,20 @@ def against_data(
 ) -> dict[str, dict[str, float]]:
     """`compare` with all examples of some data sets, on pixels.
 
+    Images are compared in [-1, 1], whatever the range of training, so that experiments compare with one another.
+
     Args:
       generated: samples in the range of training; images are rounded to the 256 values that a file would hold.
       datasets: where the real examples are.
-      centered: whether that range is [-1, 1], otherwise [0, 1].
+      centered: whether the range of training is [-1, 1], otherwise [0, 1].
       classifier: whether to score by a logistic regression fitted to the real examples and their labels.
     """
     rng = np.random.default_rng(0)
     real, labels = (np.concatenate(part) for part in zip(*(d.read(np.arange(d.size)) for d in datasets), strict=True))
     order = rng.permutation(len(real))
-    real = data.to_float(real[order], rng, centered=centered)
+    real = data.to_float(real[order], rng, centered=True)
     if generated.ndim == 4:
-        generated = data.to_float(data.to_uint8(generated, centered=centered), rng, centered=centered)
+        generated = data.to_float(data.to_uint8(generated, centered=centered), rng, centered=True)
     return compare(generated, real, classifier=logistic_regression(real, labels[order]) if classifier else None)
 
 
