@@ -9,7 +9,7 @@ from configs.base import digits, ladder
 
 def get_config():
     config = digits()
-    ladder(config, num_levels=40, sigma_max=3.0, step_size="auto", steps_per_level=3)
+    ladder(config, num_levels=40, sigma_max=3.0, step_size="auto", steps_per_level=5)
     config.parameterization.name = "from_velocity"
     config.conditioning = "noise_level"
     config.network.embedding = "fourier"
