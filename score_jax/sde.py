@@ -29,15 +29,21 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 ScoreFn = Callable[[Array, Array], Array]
 
 __all__ = [
+    "DDPM",
+    "EDM",
     "SDE",
     "VE",
     "VP",
+    "Cosine",
+    "OrnsteinUhlenbeck",
+    "RectifiedFlow",
     "ScoreFn",
     "SubVP",
     "expand",
@@ -150,8 +156,7 @@ class VP(SDE):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def log_sigma(self, t: ArrayLike) -> Array:
-        # 1 - exp(2 log alpha) loses every digit in float32 near t_min; expm1 keeps them.
-        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+        return _log_sigma_of_vp(self.log_alpha(t))
 
 
 @jax.tree_util.register_dataclass
@@ -188,6 +193,100 @@ class VE(SDE):
     def log_sigma(self, t: ArrayLike) -> Array:
         t = jnp.asarray(t)
         return jnp.log(self.sigma_min) + t * jnp.log(self.sigma_max / self.sigma_min)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cosine(SDE):
+    """Variance preserving with alpha_t ~ cos(pi/2 (t + s)/(1 + s)), one at t = 0 (Nichol & Dhariwal 2021, Eq. 17).
+
+    alpha reaches zero at t = 1; the process ends a little before (Lu et al. 2022, Appendix B).
+    """
+
+    t_max: float = dataclasses.field(default=0.9946, kw_only=True)
+    offset: float = 0.008
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        # cos(a + b)/cos(a) = cos(b) - sin(b) tan(a), free of the cancellation of two logarithms near t = 0.
+        a, b = (0.5 * math.pi / (1 + self.offset) * angle for angle in (self.offset, jnp.asarray(t)))
+        return jnp.log1p(-2 * jnp.sin(b / 2) ** 2 - jnp.sin(b) * jnp.tan(a))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return _log_sigma_of_vp(self.log_alpha(t))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EDM(SDE):
+    """alpha_t = 1, sigma_t = t: the noise level is the time (Karras et al. 2022, Table 1).  f = 0 and g^2 = 2 t."""
+
+    t_min: float = dataclasses.field(default=0.002, kw_only=True)
+    t_max: float = dataclasses.field(default=80.0, kw_only=True)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return jnp.zeros_like(t, jnp.result_type(t, float))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return jnp.log(t)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow(SDE):
+    """Linear interpolation: alpha_t = 1 - t, sigma_t = t (Liu et al. 2023; Lipman et al. 2023, Eq. 23, time reversed).
+
+    f = -1/(1 - t) and g^2 = 2 t/(1 - t) grow without bound at t = 1; the process ends a little before.
+    """
+
+    t_max: float = dataclasses.field(default=0.999, kw_only=True)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return jnp.log1p(-jnp.asarray(t))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return jnp.log(t)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OrnsteinUhlenbeck(SDE):
+    """dX = -X dt + sqrt(2) dW: alpha_t = exp(-t), sigma_t^2 = 1 - exp(-2 t)."""
+
+    t_max: float = dataclasses.field(default=5.0, kw_only=True)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return -jnp.asarray(t)
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return _log_sigma_of_vp(self.log_alpha(t))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DDPM(SDE):
+    """The chain x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, k = 1 ... N, at times t = k/N (Ho et al. 2020, Eq. 2).
+
+    alpha^2 is the product of 1 - beta_j up to k; between the times of the chain log alpha is linear, which makes the
+    chain the exact law of an SDE of piecewise constant f.
+
+    Attributes:
+      betas: the table, `[N]`; by default the published one, 1,000 from 0.0001 to 0.02.
+    """
+
+    t_min: float = dataclasses.field(default=1e-3, kw_only=True)
+    betas: ArrayLike = dataclasses.field(default_factory=lambda: np.linspace(1e-4, 0.02, 1000, dtype=np.float32))
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        table = jnp.concatenate([jnp.zeros(1), 0.5 * jnp.cumsum(jnp.log1p(-jnp.asarray(self.betas)))])
+        return jnp.interp(jnp.asarray(t), jnp.linspace(0.0, 1.0, len(table)), table)
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return _log_sigma_of_vp(self.log_alpha(t))
+
+
+def _log_sigma_of_vp(log_alpha: Array) -> Array:
+    """log sqrt(1 - alpha^2): 1 - exp(2 log alpha) loses every digit in float32 near t_min; expm1 keeps them."""
+    return 0.5 * jnp.log(-jnp.expm1(2 * log_alpha))
 
 
 def perturb(sde: SDE, x0: Array, noise: Array, t: ArrayLike) -> Array:

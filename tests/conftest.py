@@ -21,11 +21,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Steps of a moderate VE, so that samplers with few steps stand a chance.
 PROCESSES = {"VP": sj.VP(), "SubVP": sj.SubVP(), "VE": sj.VE(sigma_min=0.01, sigma_max=20.0)}
+OTHERS = {cls.__name__: cls() for cls in (sj.Cosine, sj.EDM, sj.RectifiedFlow, sj.OrnsteinUhlenbeck, sj.DDPM)}
 
 
 @pytest.fixture(params=PROCESSES)
 def sde(request):
     return PROCESSES[request.param]
+
+
+@pytest.fixture(params=PROCESSES | OTHERS)
+def any_sde(request):
+    return (PROCESSES | OTHERS)[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -9,30 +9,68 @@ import pytest
 
 import score_jax as sj
 
-T = jnp.array([1e-5, 1e-3, 0.1, 0.5, 0.9, 1.0])
+
+def times(sde):
+    """From t_min to t_max, off the knots of a table."""
+    return sde.t_min + (sde.t_max - sde.t_min) * jnp.array([1e-5, 1.23e-3, 0.1234, 0.5, 0.9, 0.99999])
 
 
-def closed_forms(name, t):
-    """alpha, sigma, f and g^2 of the published processes, in float64 (Song et al. 2021, Appendix B)."""
+def closed_forms(sde, t):
+    """alpha, sigma, f and g^2 of the published processes, in float64."""
     t = np.asarray(t, np.float64)
+    zero, one = np.zeros_like(t), np.ones_like(t)
     beta, integral = 0.1 + t * 19.9, 0.1 * t + 19.9 * t**2 / 2
-    if name == "VE":
-        sigma = 0.01 * 2000.0**t
-        return np.ones_like(t), sigma, 0 * t, 2 * sigma**2 * np.log(2000.0)
     alpha = np.exp(-integral / 2)
-    if name == "VP":
-        return alpha, np.sqrt(-np.expm1(-integral)), -beta / 2, beta
-    return alpha, -np.expm1(-integral), -beta / 2, beta * -np.expm1(-2 * integral)
+    angle = np.pi / 2 * (t + 0.008) / 1.008
+    cosine = np.cos(angle) / np.cos(np.pi / 2 * 0.008 / 1.008)
+    betas = np.linspace(1e-4, 0.02, 1000)
+    step = np.minimum((t * 1000).astype(int), 999)
+    through = np.concatenate([[0], np.cumsum(np.log1p(-betas))])
+    chain = np.exp(0.5 * (through[step] + (t * 1000 - step) * np.log1p(-betas[step])))
+    rate = -1000 * np.log1p(-betas[step])
+
+    def preserving(alpha, beta):
+        return alpha, np.sqrt(1 - alpha**2), -beta / 2, beta
+
+    return {
+        # Song et al. 2021, Appendix B.
+        "VP": lambda: (alpha, np.sqrt(-np.expm1(-integral)), -beta / 2, beta),
+        "SubVP": lambda: (alpha, -np.expm1(-integral), -beta / 2, beta * -np.expm1(-2 * integral)),
+        "VE": lambda: (one, 0.01 * 2000.0**t, zero, 2 * (0.01 * 2000.0**t) ** 2 * np.log(2000.0)),
+        # The rest by hand: f = (log alpha)', and g^2 = -2 f where alpha^2 + sigma^2 = 1.
+        "Cosine": lambda: preserving(cosine, np.pi / 1.008 * np.tan(angle)),
+        "EDM": lambda: (one, t, zero, 2 * t),
+        "RectifiedFlow": lambda: (1 - t, t, -1 / (1 - t), 2 * t / (1 - t)),
+        "OrnsteinUhlenbeck": lambda: preserving(np.exp(-t), 2 * one),
+        "DDPM": lambda: preserving(chain, rate),
+    }[type(sde).__name__]()
 
 
-def test_coefficients_equal_closed_forms(sde):
-    alpha, sigma, f, g2 = closed_forms(type(sde).__name__, T)
-    np.testing.assert_allclose(sde.alpha(T), alpha, rtol=2e-6)
-    np.testing.assert_allclose(sde.sigma(T), sigma, rtol=2e-5)
-    x = jnp.ones((len(T), 2, 3))
-    np.testing.assert_allclose(sde.drift(x, T), np.broadcast_to(f[:, None, None], x.shape), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(sde.diffusion(T) ** 2, g2, rtol=1e-4)
-    assert (jnp.diff(sde.log_snr(T)) < 0).all()
+def test_coefficients_equal_closed_forms(any_sde):
+    sde, t = any_sde, times(any_sde)
+    alpha, sigma, f, g2 = closed_forms(sde, t)
+    np.testing.assert_allclose(sde.alpha(t), alpha, rtol=2e-5)
+    np.testing.assert_allclose(sde.sigma(t), sigma, rtol=2e-5)
+    x = jnp.ones((len(t), 2, 3))
+    np.testing.assert_allclose(sde.drift(x, t), np.broadcast_to(f[:, None, None], x.shape), rtol=2e-4, atol=1e-7)
+    np.testing.assert_allclose(sde.diffusion(t) ** 2, g2, rtol=3e-4)
+    assert (jnp.diff(sde.log_snr(t)) < 0).all()
+
+
+def test_chains_converge_to_their_processes():
+    """DDPM's marginals tend to VP's, SMLD's steps to VE's diffusion, the error halving as the scales double."""
+    t, vp, ve = np.linspace(0.1, 1.0, 10), sj.VP(), sj.VE()
+    errors = []
+    for n in (200, 400, 800):
+        betas = (0.1 + 19.9 * (np.arange(n) + 1) / n) / n  # beta(t) / n, as score-SDE discretises VP.
+        ddpm = sj.DDPM(betas=betas, t_min=1 / n)
+        sigma = np.asarray(ve.sigma(jnp.linspace(0, 1, n + 1)), np.float64)
+        kept = np.diff(sigma**2) * n / np.asarray(ve.diffusion(jnp.linspace(0, 1, n + 1)))[1:] ** 2
+        errors.append((np.abs(ddpm.log_alpha(t) - vp.log_alpha(t)).max(), np.abs(kept - 1).max()))
+    first, second, third = errors
+    for k in range(2):
+        assert 1.8 < first[k] / second[k] < 2.2
+        assert 1.8 < second[k] / third[k] < 2.2
 
 
 def test_scalar_time_equals_a_batch_of_it(sde, mixture):
@@ -41,9 +79,10 @@ def test_scalar_time_equals_a_batch_of_it(sde, mixture):
         np.testing.assert_allclose(fn(sde, score_fn, x, 0.3), fn(sde, score_fn, x, jnp.full(5, 0.3)), rtol=1e-5)
 
 
-def test_the_law_satisfies_the_continuity_equation(sde, mixture):
+def test_the_law_satisfies_the_continuity_equation(any_sde, mixture):
     """d/dt log p_t = -div(v) - v . score along the probability flow v: couples f, g and the marginal."""
-    score_fn, t = mixture.score_fn(sde), jnp.array(0.4)
+    sde = any_sde
+    score_fn, t = mixture.score_fn(sde), jnp.array(0.41234)
     x = mixture.marginal(sde, t).sample(jax.random.key(1), 64)
 
     def flow(x):
@@ -70,7 +109,7 @@ def test_prior_density_and_draws_agree(sde):
 
 
 def test_perturb_is_the_marginal(sde):
-    x0, noise, t = jnp.full((6, 2), 2.0), jnp.full((6, 2), -1.0), T
+    x0, noise, t = jnp.full((6, 2), 2.0), jnp.full((6, 2), -1.0), times(sde)
     expected = 2 * sde.alpha(t) - sde.sigma(t)
     np.testing.assert_allclose(sj.perturb(sde, x0, noise, t)[:, 0], expected, rtol=1e-5)
 
@@ -86,16 +125,16 @@ def test_processes_are_pytrees():
 def test_a_new_process_is_two_lines():
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
-    class Linear(sj.SDE):
+    class Power(sj.SDE):
         def log_alpha(self, t):
-            return jnp.log1p(-jnp.asarray(t))
+            return -(jnp.asarray(t) ** 3)
 
         def log_sigma(self, t):
             return jnp.log(t)
 
-    sde, t = Linear(t_max=0.9), jnp.array([0.2, 0.5])
-    np.testing.assert_allclose(sde.drift(jnp.ones((2, 1)), t)[:, 0], -1 / (1 - t), rtol=1e-5)
-    np.testing.assert_allclose(sde.diffusion(t) ** 2, 2 * t**2 * (1 / t + 1 / (1 - t)), rtol=1e-5)
+    sde, t = Power(), jnp.array([0.2, 0.5])
+    np.testing.assert_allclose(sde.drift(jnp.ones((2, 1)), t)[:, 0], -3 * t**2, rtol=1e-5)
+    np.testing.assert_allclose(sde.diffusion(t) ** 2, 2 * t**2 * (1 / t + 3 * t**2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

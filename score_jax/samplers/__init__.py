@@ -9,6 +9,7 @@ from score_jax.samplers.langevin import (
     langevin_corrector,
     unadjusted_langevin,
 )
+from score_jax.samplers.multistep import deis, dpm_solver_pp, unipc
 from score_jax.samplers.stochastic import ancestral, euler_maruyama
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "annealed_langevin_corrector",
     "chain",
     "ddim",
+    "deis",
+    "dpm_solver_pp",
     "euler",
     "euler_maruyama",
     "heun",
@@ -25,4 +28,5 @@ __all__ = [
     "langevin_corrector",
     "sample",
     "unadjusted_langevin",
+    "unipc",
 ]

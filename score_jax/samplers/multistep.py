@@ -1,0 +1,175 @@
+"""Multistep samplers for few evaluations: exponential Adams methods on the probability-flow ODE.
+
+With the half log signal-to-noise ratio  l = log(alpha/sigma)  the probability-flow ODE of every process is linear but
+for the network's prediction, of the data, D = E[x_0 | x_t], or of the noise, eps = -sigma score (Lu et al. 2022,
+"DPM-Solver++", Eqs. 8 and 13):
+
+    x_s / sigma_s = x_t / sigma_t + int_{l_t}^{l_s} exp(l)  D(l)   dl,      (1)
+    x_s / alpha_s = x_t / alpha_t - int_{l_t}^{l_s} exp(-l) eps(l) dl.      (2)
+
+A method of order k puts for D or eps the polynomial in l through its values at t and at the k - 1 times before, and
+integrates: with u = l - l_s, h = l_s - l_t and Newton's divided differences D[t], D[t, t'], D[t, t', t''],
+
+    P(u) = D[t] + (u - u_t) D[t, t'] + (u - u_t) (u - u_t') D[t, t', t''],  (3)
+    int_{-h}^0 exp(u) u^k du = -(-h)^k exp(-h) - k int_{-h}^0 exp(u) u^(k-1) du.       (4)
+
+The first steps have fewer values.  Where a step spans much of l, as the last one to almost no noise does, the
+polynomial extrapolates far beyond its values: the last step is of order 1, x_s close to E[x_0 | x_t].
+
+Once D is known at t, the step that led there can be taken again with a polynomial through t, too, at no further
+evaluation: the corrector of UniPC (Zhao et al. 2023, Eq. 9), which adds one to the order.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from score_jax.parameterization import tweedie
+from score_jax.samplers.base import Sampler, State
+from score_jax.sde import SDE, ScoreFn
+
+__all__ = ["deis", "dpm_solver_pp", "unipc"]
+
+# `predict(x, t)`, the variable that is a polynomial; `coordinate(t)`, in which it is one; and
+# `advance(key, x, t, s, u, integrate)`, the step, with `integrate(moments)` the integral of the polynomial
+# with a weight whose moments over [u, 0] are given.
+Integrate = Callable[[Sequence[Array]], Array]
+Advance = Callable[[Array, Array, Array, Array, Array, Integrate], Array]
+
+
+def dpm_solver_pp(
+    sde: SDE,
+    score_fn: ScoreFn,
+    *,
+    order: int = 2,
+    eta: float = 0.0,
+    corrector: bool = False,
+    lower_order_final: bool = True,
+) -> Sampler:
+    """DPM-Solver++, multistep (Lu et al. 2022, Algorithm 2): Eq. 1, one evaluation a step.
+
+    With eta > 0 it follows the SDE whose noise is eta times that of the reverse SDE, so that with a = 1 + eta^2
+
+        x_s = exp(-eta^2 h) x_t sigma_s / sigma_t + alpha_s a int exp(a u) D du + sigma_s sqrt(1 - exp(-2 eta^2 h)) z.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      order: of convergence, 1 to 3; 1 is DDIM.
+      eta: 0 for the probability-flow ODE, 1 for the reverse SDE (SDE-DPM-Solver++).
+      corrector: take the last step again once its end is evaluated, one order higher (UniPC).
+      lower_order_final: take the step that arrives at t_min with order 1.
+
+    Raises:
+      ValueError: for another order, a negative `eta`, or a corrector of random steps.
+    """
+    if eta < 0 or (eta and corrector):
+        raise ValueError(f"dpm_solver_pp needs eta >= 0, and 0 with a corrector, got {eta}")
+    rate = 1 + eta**2
+
+    def half_log_snr(t: Array) -> Array:
+        return 0.5 * sde.log_snr(t)
+
+    def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
+        moments = [-jnp.expm1(rate * u)]  # Eq. 4, of the weight a exp(a u).
+        for k in (1, 2):
+            moments.append(-(u**k) * jnp.exp(rate * u) - k / rate * moments[-1])
+        x = sde.sigma(s) / sde.sigma(t) * jnp.exp((rate - 1) * u) * x + sde.alpha(s) * integrate(moments)
+        if eta:
+            spread = sde.sigma(s) * jnp.sqrt(-jnp.expm1(2 * (rate - 1) * u))
+            x = x + spread * jax.random.normal(key, x.shape, x.dtype)
+        return x
+
+    def predict(x: Array, t: Array) -> Array:
+        return tweedie(sde, score_fn, x, t)
+
+    return _adams(sde, predict, half_log_snr, advance, order, corrector, lower_order_final)
+
+
+def unipc(sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: bool = True) -> Sampler:
+    """UniPC in data prediction (Zhao et al. 2023): `dpm_solver_pp` with the corrector, of order `order` + 1."""
+    return dpm_solver_pp(sde, score_fn, order=order, corrector=True, lower_order_final=lower_order_final)
+
+
+def deis(
+    sde: SDE, score_fn: ScoreFn, *, order: int = 3, corrector: bool = False, lower_order_final: bool = True
+) -> Sampler:
+    """DEIS (Zhang & Chen 2023, rho-AB): eps a polynomial in rho = sigma/alpha, of weight 1.
+
+    x_s / alpha_s = x_t / alpha_t + int_{rho_t}^{rho_s} eps(rho) d rho.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      order: of convergence, 1 to 3; 1 is DDIM.
+      corrector: as in `dpm_solver_pp`, and so the rest.
+    """
+
+    def rho(t: Array) -> Array:
+        return jnp.exp(-0.5 * sde.log_snr(t))
+
+    def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
+        return sde.alpha(s) * (x / sde.alpha(t) + integrate([-(u ** (k + 1)) / (k + 1) for k in range(3)]))
+
+    def predict(x: Array, t: Array) -> Array:
+        return -sde.sigma(t) * score_fn(x, t)
+
+    return _adams(sde, predict, rho, advance, order, corrector, lower_order_final)
+
+
+def _adams(
+    sde: SDE,
+    predict: Callable[[Array, Array], Array],
+    coordinate: Callable[[Array], Array],
+    advance: Advance,
+    order: int,
+    corrector: bool,
+    lower_order_final: bool,
+) -> Sampler:
+    """Eq. 3 for any prediction, coordinate and weight.
+
+    The state is the step before, its x and time; the coordinates and predictions up to it; and how many there are.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"a multistep sampler has order 1, 2 or 3, got {order}")
+    kept = max(order - 1, 1 if corrector else 0)
+
+    def through(nodes: Sequence[Array], values: Sequence[Array], number: Array, end: Array) -> Integrate:
+        """The integral up to `end` of the polynomial through the first `number` values."""
+        u = [node - end for node in nodes]
+
+        def integrate(moments: Sequence[Array]) -> Array:
+            total = moments[0] * values[0]
+            if len(values) > 1:
+                first = (values[0] - values[1]) / (u[0] - u[1])
+                total += jnp.where(number > 1, moments[1] - u[0] * moments[0], 0.0) * first
+            if len(values) > 2:
+                second = (first - (values[1] - values[2]) / (u[1] - u[2])) / (u[0] - u[2])
+                weight = moments[2] - (u[0] + u[1]) * moments[1] + u[0] * u[1] * moments[0]
+                total += jnp.where(number > 2, weight, 0.0) * second
+            return total
+
+        return integrate
+
+    def init(x: Array, t: Array) -> State:
+        # Coordinates that differ, so that the differences that are not used yet are finite.
+        nodes = [coordinate(t) + k + 1 for k in range(kept)]
+        return x, t, nodes, [jnp.zeros_like(x)] * kept, jnp.zeros((), jnp.int32)
+
+    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+        before, t_before, nodes, values, count = state
+        here, end = coordinate(t), coordinate(s)
+        nodes, values = [here, *nodes], [predict(x, t), *values]
+        if corrector:
+            integrate = through(nodes[: order + 1], values[: order + 1], count + 1, here)
+            again = advance(key, before, t_before, t, coordinate(t_before) - here, integrate)
+            x = jnp.where(count > 0, again, x)
+        number = jnp.minimum(count + 1, order)
+        if lower_order_final:
+            number = jnp.where(s <= sde.t_min, 1, number)
+        arrived = advance(key, x, t, s, here - end, through(nodes[:order], values[:order], number, end))
+        return arrived, (x, t, nodes[:kept], values[:kept], count + 1)
+
+    return Sampler(init, step)
