@@ -15,13 +15,13 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from score_jax.sde import SDE, ScoreFn, probability_flow_drift
 
 __all__ = ["ode_encode", "ode_sample", "ode_solve"]
 
-SOLVERS = {"tsit5": diffrax.Tsit5, "dopri5": diffrax.Dopri5, "dopri8": diffrax.Dopri8}
+# Each with its evaluations a step: the last stage of an accepted step is the first of the next.
+SOLVERS = {"tsit5": (diffrax.Tsit5, 6), "dopri5": (diffrax.Dopri5, 6), "dopri8": (diffrax.Dopri8, 13)}
 
 
 def ode_sample(
@@ -83,8 +83,8 @@ def ode_solve(
     sde: SDE,
     score_fn: ScoreFn,
     x: Array,
-    t: ArrayLike,
-    s: ArrayLike,
+    t: float | Array,
+    s: float | Array,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -107,11 +107,11 @@ def _flow(t: Array, x: Array, args: tuple[SDE, ScoreFn]) -> Array:
 
 
 def integrate(
-    field: Callable[[Array, Any, Any], Any],
+    field: Callable[[Any, Any, Any], Any],
     args: Any,
     state: Any,
-    t: ArrayLike,
-    s: ArrayLike,
+    t: float | Array,
+    s: float | Array,
     *,
     rtol: float,
     atol: float,
@@ -139,25 +139,26 @@ def integrate(
             raise ValueError(f"{name} must be positive, got {tolerance}")
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(map(repr, SOLVERS))}")
-    method = SOLVERS[solver]()
+    method, stages = SOLVERS[solver]
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
-        method,
+        method(),
         t,
         s,
         (s - t) / 100,
         state,
         args,
         # A step so short means that the field is not finite; without a bound it would shrink until max_steps.
-        stepsize_controller=diffrax.PIDController(rtol, atol, norm=_worst, dtmin=1e-10 * abs(s - t), force_dtmin=False),
+        stepsize_controller=diffrax.PIDController(
+            rtol, atol, norm=_worst, dtmin=1e-10 * jnp.abs(s - t), force_dtmin=False
+        ),
         max_steps=max_steps,
         throw=False,
     )
     done = solution.result == diffrax.RESULTS.successful
     _check_done(done, solution.ts[0], solution.stats["num_steps"], max_steps)
-    # The last stage of a step is the first of the next.
-    num_evaluations = 1 + solution.stats["num_steps"] * (method.tableau.num_stages - 1)
-    return jax.tree.map(lambda y: jnp.where(done, y[0], jnp.nan), solution.ys), num_evaluations
+    result = jax.tree.map(lambda y: jnp.where(done, y[0], jnp.nan), solution.ys)
+    return result, 1 + stages * solution.stats["num_steps"]
 
 
 def _check_done(done: Array, t: Array, num_steps: Array, max_steps: int) -> None:
