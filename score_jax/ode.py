@@ -113,15 +113,15 @@ def integrate(
     t: float | Array,
     s: float | Array,
     *,
-    rtol: float,
-    atol: float,
+    rtol: float | Array,
+    atol: float | Array,
     solver: str,
     max_steps: int,
 ) -> tuple[Any, Array]:
     """Solve d state/dt = field(t, state, args) from t to s with adaptive steps shared by a batch.
 
-    A second call with the same shapes compiles nothing as long as `field` and the functions in `args` are the
-    same objects.
+    A second call with the same shapes compiles nothing, whatever the times and the tolerances, as long as `field`
+    and the functions in `args` are the same objects.
 
     Args:
       field: a module-level function.
@@ -140,6 +140,9 @@ def integrate(
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(map(repr, SOLVERS))}")
     method, stages = SOLVERS[solver]
+    # Python's numbers would be compiled in, and arrays that are like them (weakly typed) compile anew.
+    t, s, rtol, atol = (jnp.asarray(value, float) for value in (t, s, rtol, atol))
+    state = jax.tree.map(lambda y: jnp.asarray(y, y.dtype), state)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         method(),
@@ -169,7 +172,7 @@ def _check_done(done: Array, t: Array, num_steps: Array, max_steps: int) -> None
         raise RuntimeError(
             f"the ODE solver reached max_steps={max_steps} at t = {t:.3g}: loosen rtol and atol, or raise max_steps"
         )
-    raise RuntimeError(f"the ODE solver found no step that works at t = {t:.3g}: is the score finite there?")
+    raise RuntimeError(f"the ODE solver found no step that works at t = {t:.3g}: are x and the score finite there?")
 
 
 def _worst(error: Any) -> Array:

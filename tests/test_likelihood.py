@@ -44,8 +44,9 @@ def test_hutchinson_is_unbiased_and_its_errors_cover():
     sde, mixture = sj.VP(), random_mixture(8)
     x = jnp.broadcast_to(mixture.sample(jax.random.key(3), 1), (1000, 8))
     score_fn = mixture.score_fn(sde)
-    exact = sj.log_prob(jax.random.key(0), sde, score_fn, x[:1], divergence="exact").log_prob
-    result = sj.log_prob(jax.random.key(1), sde, score_fn, x, num_probes=8)
+    options = dict(rtol=1e-3, atol=1e-3)
+    exact = sj.log_prob(jax.random.key(0), sde, score_fn, x[:1], divergence="exact", **options).log_prob
+    result = sj.log_prob(jax.random.key(1), sde, score_fn, x, num_probes=8, **options)
     error = result.log_prob - exact
     assert abs(float(error.mean())) < 4.5 * float(error.std()) / np.sqrt(1000)
     np.testing.assert_allclose(jnp.sqrt(jnp.mean(result.standard_error**2)), error.std(), rtol=0.1)
@@ -53,30 +54,34 @@ def test_hutchinson_is_unbiased_and_its_errors_cover():
     assert 0.93 <= covered <= 0.97, covered
 
 
-def test_one_probe_has_no_standard_error_and_a_second_call_traces_nothing():
+def test_standard_normal_images_bits_per_dimension_and_one_trace():
+    """Nothing moves, and a multiple of the unit matrix has no variance; single estimates have no standard error."""
     sde, traces = sj.VP(), []
 
     def score_fn(x, t):
         traces.append(1)
         return -x
 
-    x = jax.random.normal(jax.random.key(0), (5, 4, 4, 1))
+    images = jax.random.randint(jax.random.key(0), (5, 4, 4, 1), 0, 256).astype(jnp.uint8)
+    x = (images + 0.5) / 128 - 1
     result = sj.log_prob(jax.random.key(1), sde, score_fn, x, probe="sphere")
     first = len(traces)
-    assert jnp.isnan(result.standard_error).all()
-    # Standard normal data: nothing moves, and a multiple of the unit matrix has no variance.
+    density = stats.norm.logpdf(x).sum((1, 2, 3))
     np.testing.assert_allclose(result.latent, x, atol=1e-5)
-    np.testing.assert_allclose(result.log_prob, stats.norm.logpdf(x).sum((1, 2, 3)), atol=1e-3)
-    sj.log_prob(jax.random.key(2), sde, score_fn, x + 1.0, probe="sphere")
+    np.testing.assert_allclose(result.log_prob, density, atol=1e-3)
+    assert jnp.isnan(result.standard_error).all()
+    bits = sj.bits_per_dim(jax.random.key(2), sde, score_fn, images, centered=True, dequantized=True)
+    np.testing.assert_allclose(bits.bits_per_dim, -(density / 16 + np.log(2 / 256)) / np.log(2), atol=2e-3)
+    assert jnp.isnan(bits.standard_error).all()
     assert len(traces) == first
 
 
-POINTS, REPEATS, DRAWS = 4, 500, 200
+POINTS, REPEATS, DRAWS = 4, 250, 100
 
 
 def test_elbo_of_the_exact_score_is_the_density_but_for_the_ends(sde):
-    """4 points, 500 estimates of 200 draws each: means within 4.5 standard errors (false alarms 8e-5 in all), and
-    the errors claimed are those made, within 10 % (1.6 % expected).
+    """4 points, 250 estimates of 100 draws each: means within 4.5 standard errors (false alarms 8e-5 in all), and
+    the errors claimed are those made, within 12 % (2.2 % expected).
 
     The ends (Eq. 4 of the module) by 10,000 draws of far less variance.
     """
@@ -91,7 +96,7 @@ def test_elbo_of_the_exact_score_is_the_density_but_for_the_ends(sde):
     end = prior_mismatch(sde, mixture, high.reshape(-1, 2)).reshape(start.shape)
     exact = jnp.mean(start + end, axis=0) + 2 * jnp.log(sde.alpha(sde.t_min))
     assert np.all(np.abs(bound.mean(1) - exact) < 4.5 * bound.std(1) / np.sqrt(REPEATS)), (bound.mean(1), exact)
-    np.testing.assert_allclose(np.sqrt(np.mean(np.square(error))), np.sqrt(np.mean(bound.var(1))), rtol=0.1)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(error))), np.sqrt(np.mean(bound.var(1))), rtol=0.12)
 
 
 def test_a_wrong_score_costs_half_its_squared_error():
@@ -143,16 +148,6 @@ def test_probabilities_of_all_levels_sum_to_one_around_the_right_level(centered,
     far = np.asarray(jnp.abs(x - mean)) > 2 * std
     ratio = (result.standard_error / expected)[far]
     assert abs(float(ratio.mean()) - 1) < 0.1
-
-
-def test_bits_are_per_dimension_and_one_repeat_has_no_error():
-    """Two images of 2 x 3 pixels of one grey, against a pixel's bits; NaN with a single repeat."""
-    score_fn = jax.tree_util.Partial(gaussian_score, jnp.array(0.0), jnp.array(0.5))
-    images = jnp.full((2, 2, 3, 1), 128, jnp.uint8)
-    options = dict(centered=True, dequantized=True, divergence="exact")
-    result = sj.bits_per_dim(jax.random.key(0), sj.VP(), score_fn, images, **options)
-    np.testing.assert_allclose(result.bits_per_dim, -np.log2(stats.norm(0, 0.5).pdf(1 / 256) * 2 / 256), atol=0.01)
-    assert jnp.isnan(result.standard_error).all()
 
 
 def test_bad_input():
