@@ -11,10 +11,20 @@ import score_jax as sj
 
 def random_mixture(d):
     """Three Gaussians with correlated covariances of eigenvalues from 0.01 to about 0.4."""
-    key_means, key_roots = jax.random.split(jax.random.key(d))
-    roots = 0.3 * jax.random.normal(key_roots, (3, d, d)) / np.sqrt(d)
-    covariances = jnp.einsum("kde,kfe->kdf", roots, roots) + 0.01 * jnp.eye(d)[None]
-    return sj.GaussianMixture(jnp.array([0.5, 0.3, 0.2]), jax.random.normal(key_means, (3, d)), covariances)
+    rng = np.random.default_rng(d)
+    roots = 0.3 * rng.standard_normal((3, d, d)) / np.sqrt(d)
+    covariances = np.einsum("kde,kfe->kdf", roots, roots) + 0.01 * np.eye(d)
+    means = rng.standard_normal((3, d))
+    return sj.GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in ([0.5, 0.3, 0.2], means, covariances)))
+
+
+def draw(mixture, n):
+    """Points `[n, d]` of a mixture, by numpy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+    component = rng.choice(len(mixture.weights), n, p=np.asarray(mixture.weights, float) / np.sum(mixture.weights))
+    roots = np.linalg.cholesky(mixture.covariances)[component]
+    z = rng.standard_normal((n, mixture.means.shape[1]))
+    return jnp.asarray(np.asarray(mixture.means)[component] + np.einsum("nde,ne->nd", roots, z), jnp.float32)
 
 
 def prior_mismatch(sde, mixture, z):
@@ -26,7 +36,7 @@ def prior_mismatch(sde, mixture, z):
 def test_exact_log_prob_is_the_density_at_t_min(sde, d):
     """To 1e-3 nats, once the difference between the nominal prior and the law at t_max is allowed for."""
     mixture = random_mixture(d)
-    x = mixture.sample(jax.random.key(0), 50)
+    x = draw(mixture, 50)
     options = dict(divergence="exact", rtol=1e-6, atol=1e-6)
     result = sj.log_prob(jax.random.key(1), sde, mixture.score_fn(sde), x, **options)
     log_prob = result.log_prob - prior_mismatch(sde, mixture, result.latent)
@@ -42,11 +52,10 @@ def test_hutchinson_is_unbiased_and_its_errors_cover():
     (expected 95 with a standard deviation of 0.7).
     """
     sde, mixture = sj.VP(), random_mixture(8)
-    x = jnp.broadcast_to(mixture.sample(jax.random.key(3), 1), (1000, 8))
+    x = jnp.broadcast_to(draw(mixture, 1), (1000, 8))
     score_fn = mixture.score_fn(sde)
-    options = dict(rtol=1e-3, atol=1e-3)
-    exact = sj.log_prob(jax.random.key(0), sde, score_fn, x[:1], divergence="exact", **options).log_prob
-    result = sj.log_prob(jax.random.key(1), sde, score_fn, x, num_probes=8, **options)
+    result = sj.log_prob(jax.random.key(1), sde, score_fn, x, num_probes=8, rtol=1e-4, atol=1e-4)
+    exact = mixture.marginal(sde, sde.t_min).log_prob(x[:1]) + prior_mismatch(sde, mixture, result.latent[:1])
     error = result.log_prob - exact
     assert abs(float(error.mean())) < 4.5 * float(error.std()) / np.sqrt(1000)
     np.testing.assert_allclose(jnp.sqrt(jnp.mean(result.standard_error**2)), error.std(), rtol=0.1)
@@ -62,7 +71,7 @@ def test_standard_normal_images_bits_per_dimension_and_one_trace():
         traces.append(1)
         return -x
 
-    images = jax.random.randint(jax.random.key(0), (5, 4, 4, 1), 0, 256).astype(jnp.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
     x = (images + 0.5) / 128 - 1
     result = sj.log_prob(jax.random.key(1), sde, score_fn, x, probe="sphere")
     first = len(traces)
@@ -86,11 +95,11 @@ def test_elbo_of_the_exact_score_is_the_density_but_for_the_ends(sde):
     The ends (Eq. 4 of the module) by 10,000 draws of far less variance.
     """
     mixture = random_mixture(2)
-    points = mixture.sample(jax.random.key(0), POINTS)
+    points = draw(mixture, POINTS)
     x = jnp.repeat(points, REPEATS, axis=0)
     estimate = jax.jit(lambda key: sj.elbo(key, sde, mixture.score_fn(sde), x, num_draws=DRAWS))
     bound, error = (part.reshape(POINTS, REPEATS) for part in estimate(jax.random.key(1)))
-    noise = jax.random.normal(jax.random.key(2), (10_000, POINTS, 2))
+    noise = np.random.default_rng(1).standard_normal((10_000, POINTS, 2), np.float32)
     low, high = (sde.alpha(t) * points[None] + sde.sigma(t) * noise for t in (sde.t_min, sde.t_max))
     start = mixture.marginal(sde, sde.t_min).log_prob(low)
     end = prior_mismatch(sde, mixture, high.reshape(-1, 2)).reshape(start.shape)
@@ -102,17 +111,19 @@ def test_elbo_of_the_exact_score_is_the_density_but_for_the_ends(sde):
 def test_a_wrong_score_costs_half_its_squared_error():
     """A score off by c/sigma lowers the mean bound by c^2 d/2 a unit of the log signal-to-noise ratio (Theorem 1).
 
-    20,000 points, the same noise in both: 4.5 standard errors of the difference, 7e-6 false alarms.
+    5,000 points, the same noise in both: 4.5 standard errors of the difference, 7e-6 false alarms.
     """
     sde, mixture, c = sj.VP(), random_mixture(2), 0.2
-    x = mixture.sample(jax.random.key(0), 20_000)
+    x = draw(mixture, 5000)
     score_fn = mixture.score_fn(sde)
 
     def wrong(x, t):
         return score_fn(x, t) + c / sde.sigma(t)[:, None]
 
-    exact, worse = (sj.elbo(jax.random.key(1), sde, fn, x, num_draws=4)[0] for fn in (score_fn, wrong))
-    loss = exact - worse
+    def bound(fn):
+        return sj.elbo(jax.random.key(1), sde, fn, x, num_draws=4)[0]
+
+    loss = jax.jit(lambda: bound(score_fn) - bound(wrong))()
     expected = 0.5 * c**2 * 2 * (sde.log_snr(sde.t_min) - sde.log_snr(sde.t_max))
     assert abs(float(loss.mean() - expected)) < 4.5 * float(loss.std()) / np.sqrt(len(x))
     assert float(loss.std()) / np.sqrt(len(x)) < 0.05 * expected
@@ -164,8 +175,6 @@ def test_bad_input():
         sj.log_prob(key, sde, score_fn, x, num_probes=0)
     with pytest.raises(ValueError, match="rtol must be positive"):
         sj.log_prob(key, sde, score_fn, x, rtol=-1e-5)
-    with pytest.raises(RuntimeError, match="max_steps=2"):
-        sj.log_prob(key, sde, score_fn, x, max_steps=2)
     with pytest.raises(ValueError, match="of uint8 images, but these are float32"):
         sj.bits_per_dim(key, sde, score_fn, x, centered=True, dequantized=False)
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
