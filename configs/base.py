@@ -52,7 +52,14 @@ def base() -> ConfigDict:
                 num_samples=64,
                 batch_size=512,
             ),
-            evaluation=dict(num_samples=512, classifier=False),
+            evaluation=dict(
+                num_samples=512,
+                classifier=False,
+                # Of test images: the probability flow's, with one probe (score_jax.likelihood).
+                likelihood=dict(
+                    divergence="hutchinson", num_probes=1, num_repeats=1, rtol=1e-4, atol=1e-4, solver="dopri5"
+                ),
+            ),
         )
     )
 

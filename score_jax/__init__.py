@@ -1,5 +1,8 @@
 """Score-based generative modelling in JAX: learn the score, and do everything with it."""
 
+import importlib
+from typing import Any
+
 from score_jax import analytic, divergence, losses, parameterization, samplers, sde, timesteps
 from score_jax.analytic import *  # noqa: F403
 from score_jax.divergence import *  # noqa: F403
@@ -10,6 +13,12 @@ from score_jax.sde import *  # noqa: F403
 
 __version__ = "0.1.0"
 
+# What needs diffrax, which takes as long to import as all the rest, is imported at its first use.
+LAZY = {
+    "ode": ("SolverError", "ode_encode", "ode_sample", "ode_solve"),
+    "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "elbo", "log_prob"),
+}
+
 __all__ = [
     "timesteps",
     *analytic.__all__,
@@ -18,4 +27,13 @@ __all__ = [
     *parameterization.__all__,
     *samplers.__all__,
     *sde.__all__,
+    *(name for names in LAZY.values() for name in names),
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in LAZY.items():
+        if name == module or name in names:
+            loaded = importlib.import_module(f"score_jax.{module}")
+            return loaded if name == module else getattr(loaded, name)
+    raise AttributeError(f"module 'score_jax' has no attribute {name!r}")

@@ -1,12 +1,19 @@
-"""Evaluation: generated against real samples, beside what real samples score against each other."""
+"""Evaluation: generated against real samples, beside what real samples score against each other; likelihoods."""
 
+import math
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from tqdm import tqdm
 
 from score_jax import data, metrics
+from score_jax.errors import UserError
+from score_jax.sde import SDE, ScoreFn
 
-__all__ = ["against_data", "as_text", "compare", "logistic_regression", "pixels"]
+__all__ = ["against_data", "as_text", "compare", "likelihood", "logistic_regression", "pixels"]
 
 
 def pixels(x: np.ndarray) -> np.ndarray:
@@ -87,3 +94,73 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], 
 
     model = LogisticRegression(max_iter=2000).fit(pixels(x), y)
     return lambda samples: model.predict_proba(pixels(samples))
+
+
+def likelihood(
+    key: Array,
+    sde: SDE,
+    make_score_fn: Callable[[Array], ScoreFn],
+    dataset: data.Dataset,
+    *,
+    num_images: int,
+    batch_size: int,
+    centered: bool,
+    dequantized: bool,
+    divergence: str,
+    num_probes: int,
+    num_repeats: int,
+    rtol: float,
+    atol: float,
+    solver: str,
+) -> dict[str, float]:
+    """Bits per dimension of images of a data set.
+
+    Args:
+      key: a PRNG key.
+      sde: the process.
+      make_score_fn: from labels `[batch]` to the score of such images, a `jax.tree_util.Partial`.
+      dataset: the images; those that are scored are chosen at random, but always the same.
+      num_images: how many, or all of them if that is fewer.
+      batch_size: images at a time.
+      centered: as in `likelihood.bits_per_dim`, and so the rest.
+
+    Returns:
+      `bits_per_dim` and its `standard_error` over the images, whose noise and probes are in it; `num_images`; and
+      `num_evaluations`, the score's for an image, the mean over the batches.
+    """
+    from score_jax.likelihood import bits_per_dim  # Here, as diffrax takes a second to import.
+    from score_jax.ode import SolverError
+
+    chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
+    batch_size = min(batch_size, len(chosen))
+    bits, num_evaluations = [], []
+    for i in tqdm(range(math.ceil(len(chosen) / batch_size)), unit="batch", disable=None):
+        part = chosen[i * batch_size : (i + 1) * batch_size]
+        # The last batch is filled up with images that do not count, so that nothing compiles anew.
+        x, y = dataset.read(np.resize(part, batch_size))
+        try:
+            result = bits_per_dim(
+                jax.random.fold_in(key, i),
+                sde,
+                make_score_fn(jnp.asarray(y)),
+                jnp.asarray(x),
+                centered=centered,
+                dequantized=dequantized,
+                divergence=divergence,
+                num_probes=num_probes,
+                num_repeats=num_repeats,
+                rtol=rtol,
+                atol=atol,
+                solver=solver,
+            )
+        except SolverError as error:
+            raise UserError(str(error)) from error
+        bits.append(np.asarray(result.bits_per_dim)[: len(part)])
+        num_evaluations.append(int(result.num_evaluations))
+    everything = np.concatenate(bits)
+    return {
+        "bits_per_dim": float(everything.mean()),
+        "standard_error": float(everything.std(ddof=1) / math.sqrt(len(everything))),
+        "num_images": len(everything),
+        "num_evaluations": float(np.mean(num_evaluations)),
+    }

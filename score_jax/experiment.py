@@ -1,6 +1,7 @@
 """The modes of `run.py`.  With `build`, which makes the objects, the only reader of a config."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -169,7 +170,30 @@ def _evaluate(run: _Run) -> None:
     print(evaluate.as_text(table))
 
 
-MODES: dict[str, Callable[[_Run], None]] = {"train": _train, "sample": _sample, "evaluate": _evaluate}
+def _likelihood(run: _Run) -> None:
+    config = run.config
+
+    def score(params: Any, y: Array, x: Array, t: Array) -> Array:
+        return make_score_fn(config, run.sde, run.network, params, y if num_classes(config) else None)(x, t)
+
+    table = lookup.call(
+        evaluate.likelihood,
+        run.key_sample,
+        run.sde,
+        functools.partial(jax.tree_util.Partial, score, run.restore()[1].ema),
+        open_data(config, "test"),
+        field="config.evaluation.likelihood",
+        num_images=config.evaluation.num_samples,
+        batch_size=config.sampling.batch_size,
+        centered=config.data.centered,
+        dequantized=config.data.dequantize,
+        **config.evaluation.likelihood,
+    )
+    (run.workdir / "likelihood.json").write_text(json.dumps(table, indent=1) + "\n")
+    print("\n".join(f"{name:28}{value:12.5g}" for name, value in table.items()))
+
+
+MODES: dict[str, Callable[[_Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
 
 
 def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
@@ -177,7 +201,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
 
     Args:
       config: the experiment.
-      mode: `train`, `sample` or `evaluate`.
+      mode: `train`, `sample`, `evaluate` or `likelihood`.
       workdir: where its files lie; made by `train`.
 
     Raises:

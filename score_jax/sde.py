@@ -77,8 +77,8 @@ def expand(t: ArrayLike, x: Array) -> Array:
 
 
 def _check_order(name: str, **values) -> None:
-    """Raise unless the values increase and are positive; traced values pass."""
-    concrete = {k: v for k, v in values.items() if isinstance(v, int | float)}
+    """Raise unless the values increase and are positive; traced values pass, and equinox's masks of booleans."""
+    concrete = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     if any(v <= 0 for v in concrete.values()) or list(concrete.values()) != sorted(set(concrete.values())):
         wanted = " < ".join(["0", *values])
         raise ValueError(f"{name} needs {wanted}, got " + ", ".join(f"{k}={v}" for k, v in concrete.items()))

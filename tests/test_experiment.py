@@ -74,6 +74,20 @@ def test_sampling_and_evaluating_use_the_checkpoint(trained, capsys):
     assert "classifier_score" in capsys.readouterr().out
 
 
+def test_likelihood_of_test_images(trained, capsys):
+    config = tiny()
+    config.evaluation.likelihood.update(rtol=1e-2, atol=1e-2)
+    experiment.run(config, "likelihood", trained)
+    table = json.loads((trained / "likelihood.json").read_text())
+    assert table["num_images"] == 8
+    assert table["num_evaluations"] > 6
+    assert table["standard_error"] > 0
+    assert "bits_per_dim" in capsys.readouterr().out
+    config.evaluation.likelihood.divergence = "exakt"
+    with pytest.raises(UserError, match=r"config\.evaluation\.likelihood: unknown divergence 'exakt'"):
+        experiment.run(config, "likelihood", trained)
+
+
 def test_going_on_equals_never_stopping(trained, tmp_path):
     """Four steps and then two more, against six: every array of the state bit for bit."""
     config = tiny()

@@ -1,0 +1,236 @@
+"""Log densities of the data: exact along the probability flow, bounded along the reverse SDE.
+
+The probability flow  dx/dt = v(x, t)  (`ode`, Eq. 1) carries x = x(t_min) to its latent code x(t_max), and by the
+change of variables along it (Chen et al. 2018, Theorem 1; Song et al. 2021, Eq. 39)
+
+    log p_{t_min}(x) = log prior(x(t_max)) + int_{t_min}^{t_max} div v(x(t), t) dt.         (1)
+
+The divergence is exact, or Hutchinson's estimate with probes that stay the same along the way (FFJORD, Grathwohl
+et al. 2019, Eq. 8): each probe is integrated by itself, and their spread gives a standard error.
+
+The reverse SDE has another density.  Given x_0 the path of (1)'s model is a latent variable, and with Girsanov's
+theorem (Song et al. 2021, "Maximum Likelihood Training of Score-Based Diffusion Models", Theorem 3; in this
+form Kingma et al. 2021, Eq. 11 and Appendix E)
+
+    log p(x_0) >= - KL( N(alpha x_0, sigma^2 I) || prior )  at t_max
+                  + E log N(x_0; x_t/alpha, sigma^2/alpha^2 I)  at t_min
+                  - int g^2/2 E |score(x_t, t) + eps/sigma|^2 dt,    x_t = alpha x_0 + sigma eps.     (2)
+
+As the prior's variance is sigma^2 at t_max, the first two terms are closed forms; in the log signal-to-noise ratio
+lambda, with  g^2/sigma^2 dt = -d lambda  (`sde`, Eq. 4), and d dimensions,
+
+    log p(x_0) >= -1/2 exp(lambda_{t_max}) |x_0|^2 - d/2 (1 + log(2 pi) - lambda_{t_min})
+                  - 1/2 int E |sigma score(x_t, t) + eps|^2 d lambda.       (3)
+
+With the exact score it is tight but for the ends: its expectation is then
+
+    E log p_{t_min}(x_{t_min}) + d log alpha_{t_min} + E log (prior / p_{t_max})(x_{t_max}).  (4)
+
+An image of 256 levels has a probability, which by Jensen's inequality is at least that of its density averaged
+over the cells of its levels (Theis et al. 2016, Section 3.1): with a cell of width w in each of d dimensions
+
+    bits/dim = -(E log p(x) / d + log w) / log 2,    x uniform in the cell of the image.     (5)
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from score_jax.divergence import check_number, draw_probes, exact_divergence
+from score_jax.ode import integrate
+from score_jax.sde import SDE, ScoreFn, expand, perturb, prior_log_prob, probability_flow_drift
+from score_jax.timesteps import draw_importance
+
+__all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "elbo", "log_prob"]
+
+
+class LogProb(NamedTuple):
+    """What `log_prob` returns."""
+
+    log_prob: Array  # [batch], in nats, the mean over the probes
+    standard_error: Array  # [batch], over the probes: NaN with a single one, 0 where the divergence is exact
+    latent: Array  # [batch, *event], the state at t_max
+    num_evaluations: Array  # of the score on the batch, each with its products with the probes
+
+
+class BitsPerDim(NamedTuple):
+    """What `bits_per_dim` returns."""
+
+    bits_per_dim: Array  # [batch], the mean over the repeats
+    standard_error: Array  # [batch], over the repeats, which vary the noise and the probes: NaN with a single one
+    num_evaluations: Array  # of the score on the batch, in all repeats
+
+
+def log_prob(
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    x: Array,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    divergence: str = "hutchinson",
+    num_probes: int = 1,
+    probe: str = "rademacher",
+    solver: str = "tsit5",
+    max_steps: int = 4096,
+) -> LogProb:
+    """The log density of the probability flow at t_min (Eq. 1).
+
+    Args:
+      key: a PRNG key for the probes; unused where the divergence is exact.
+      sde: the process.
+      score_fn: `score_fn(x, t)`, rows independent; t is a scalar.
+      x: data, `[batch, *event]`.
+      rtol: relative tolerance of a step.
+      atol: absolute tolerance of a step, in the units of `x` and in nats per dimension.
+      divergence: `hutchinson`, one Jacobian-vector product a probe, or `exact`, one a dimension.
+      num_probes: probes to average over.
+      probe: the law of the probes, see `divergence.draw_probes`.
+      solver: as in `ode_sample`.
+      max_steps: as in `ode_sample`.
+
+    Raises:
+      ValueError: for an unknown divergence, probe or solver, fewer than 1 probe, or a tolerance that is not positive.
+      SolverError: if the solver stops early, saying where; under `jit` the result is NaN instead.
+    """
+    if divergence not in ("hutchinson", "exact"):
+        raise ValueError(f"unknown divergence {divergence!r}: choose 'hutchinson' or 'exact'")
+    check_number("num_probes", num_probes)
+    exact = divergence == "exact"
+    keys = jax.random.split(key, num_probes)
+    probes = None if exact else jax.vmap(lambda k: draw_probes(k, x.shape, probe, x.dtype))(keys)
+    # The integrals are kept per dimension, of the size of x whatever the dimension is.
+    start = x, jnp.zeros((len(x), 1 if exact else num_probes), x.dtype)
+    args = (sde, score_fn, probes)
+    (latent, change), num_evaluations = integrate(
+        _flow, args, start, sde.t_min, sde.t_max, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps
+    )
+    mean, error = _mean_and_error(math.prod(x.shape[1:]) * change)
+    error = jnp.zeros_like(error) if exact else error
+    return LogProb(prior_log_prob(sde, latent) + mean, error, latent, num_evaluations)
+
+
+def _flow(t: Array, state: tuple[Array, Array], args: tuple[SDE, ScoreFn, Array | None]) -> tuple[Array, Array]:
+    """The drift `[batch, *event]` and, for each probe, its divergence per dimension `[batch, num_probes]`."""
+    sde, score_fn, probes = args
+    x = state[0]
+
+    def field(x: Array) -> Array:
+        return probability_flow_drift(sde, score_fn, x, t)
+
+    def along(v: Array) -> tuple[Array, Array]:
+        value, tangent = jax.jvp(field, (x,), (v,))
+        return value, jnp.sum(v * tangent, axis=range(1, x.ndim))
+
+    if probes is None:
+        value, divergence = exact_divergence(field, x)
+        divergence = divergence[:, None]
+    else:
+        # The field's value does not depend on the probe, so vmap computes it once.
+        value, divergence = jax.vmap(along, out_axes=(None, 1))(probes)
+    return value, divergence / math.prod(x.shape[1:])
+
+
+def _mean_and_error(estimates: Array) -> tuple[Array, Array]:
+    """The mean over the last axis, and its standard error: NaN for a single estimate."""
+    error = jnp.std(estimates, axis=-1, ddof=1) / math.sqrt(estimates.shape[-1])
+    return jnp.mean(estimates, axis=-1), error
+
+
+def bits_per_dim(
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    images: Array,
+    *,
+    centered: bool,
+    dequantized: bool,
+    num_repeats: int = 1,
+    **options: Any,
+) -> BitsPerDim:
+    """Bits per dimension of images with uniform dequantization (Eq. 5): an upper bound, unbiased.
+
+    The cells of the levels are those of the data that the network was trained on (`data.to_float`).  Trained on
+    (x + u)/256 it is scored on that, w = 1/256; trained on x/255 it is scored on (x + u - 1/2)/255, w = 1/255, the
+    cells whose centres it knows.
+
+    Args:
+      key: a PRNG key for the noise u and the probes.
+      sde: the process.
+      score_fn: `score_fn(x, t)`, rows independent; t is a scalar.
+      images: uint8 `[batch, h, w, c]`.
+      centered: whether the network was trained on data mapped from [0, 1] to [-1, 1].
+      dequantized: whether it was trained on (x + u)/256; otherwise on x/255.
+      num_repeats: draws of the noise and the probes to average over.
+      **options: the keyword arguments of `log_prob`.
+
+    Raises:
+      ValueError: if the images are not uint8, or there is no repeat; and as `log_prob` does.
+      SolverError: as `log_prob` does.
+    """
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"bits per dimension are of uint8 images, but these are {images.dtype}")
+    check_number("num_repeats", num_repeats)
+    levels, offset = (256, 0.0) if dequantized else (255, 0.5)
+    stretch, shift = (2, 1) if centered else (1, 0)
+    log_width = math.log(stretch / levels)
+    bits, num_evaluations = [], jnp.zeros((), int)
+    for k in jax.random.split(key, num_repeats):
+        key_noise, key_probes = jax.random.split(k)
+        noise = jax.random.uniform(key_noise, images.shape) - offset
+        x = stretch * (images + noise) / levels - shift
+        result = log_prob(key_probes, sde, score_fn, x, **options)
+        bits.append(-(result.log_prob / math.prod(x.shape[1:]) + log_width) / math.log(2))
+        num_evaluations += result.num_evaluations
+    return BitsPerDim(*_mean_and_error(jnp.stack(bits, axis=-1)), num_evaluations)
+
+
+def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 1) -> tuple[Array, Array]:
+    """An unbiased estimate of the reverse SDE's evidence lower bound (Eq. 3), in nats.
+
+    The reverse SDE runs from the prior to t_min and ends with  x_0 = x/alpha + sigma/alpha eps.
+
+    Args:
+      key: a PRNG key for times and noise.
+      sde: the process.
+      score_fn: `score_fn(x, t)`, with t `[batch]`.
+      x: data, `[batch, *event]`.
+      num_draws: times and noises, one evaluation of the score each, to average over.
+
+    Returns:
+      `(bound [batch], standard_error [batch])`, the error being NaN with a single draw.  The times of a draw are
+      spread over the batch, so the error of a mean over the batch is less than its examples' errors suggest.
+
+    Raises:
+      ValueError: for fewer than 1 draw.
+    """
+    check_number("num_draws", num_draws)
+    size = math.prod(x.shape[1:])
+    first, last = sde.log_snr(sde.t_min), sde.log_snr(sde.t_max)
+
+    def draw(inputs: tuple[Array, Array]) -> Array:
+        k, t = inputs
+        noise = jax.random.normal(k, x.shape, x.dtype)
+        residual = expand(sde.sigma(t), x) * score_fn(perturb(sde, x, noise, t), t) + noise
+        # On standard normal data the noise is left with the factor sigmoid(lambda): what that alone contributes has a
+        # known mean, and without its fluctuation the variance is far less.
+        excess = jax.nn.sigmoid(sde.log_snr(t)) ** 2 * (_square(noise) - size)
+        return 0.5 * (first - last) * (_square(residual) - excess)
+
+    key_t, key_order, key_noise = jax.random.split(key, 3)
+    # Uniform in lambda.  Each draw has a part of the range, and each example, hence the shuffle, any place in it.
+    t = draw_importance(key_t, sde, num_draws * len(x))[0].reshape(num_draws, len(x))
+    t = jax.random.permutation(key_order, t, axis=1, independent=True)
+    path = jax.lax.map(draw, (jax.random.split(key_noise, num_draws), t))
+    # Neighbouring parts differ by little but their noise.
+    error = jnp.sqrt(jnp.mean(jnp.diff(path, axis=0) ** 2, axis=0) / (2 * num_draws))
+    ends = -0.5 * jnp.exp(last) * _square(x) - 0.5 * size * (1 + math.log(2 * math.pi) - first)
+    return ends - jnp.mean(path, axis=0), error
+
+
+def _square(a: Array) -> Array:
+    return jnp.sum(a * a, axis=range(1, a.ndim))
