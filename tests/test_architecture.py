@@ -21,7 +21,7 @@ EDGE = {
     "build",
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
-EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax": {"importlib"}}
+EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}
 
 
 def layer(module):
