@@ -164,6 +164,7 @@ def test_every_config_builds(name):
 def test_noise_levels_and_step_size_come_from_the_data(tmp_path, capsys):
     """NCSNv2's techniques, by the numbers that the workdir holds before any training."""
     config = get_config("ncsnv2_digits")
+    config.sde.sigma_max = "auto"
     config.sampling.num_steps = 5
     config.sampling.sampler.num_steps = 3
     with pytest.raises(UserError, match="no checkpoint"):
