@@ -86,8 +86,8 @@ def test_deterministic_samplers_converge_with_their_order(sde, mixture, name):
     exact = solve(sj.heun, 1500)
     errors = [float(jnp.median(jnp.linalg.norm(solve(make, n) - exact, axis=1))) for n in steps]
     measured = np.log(errors[0] / errors[1]) / np.log(steps[1] / steps[0])
-    # In few steps the next order shows, and adds to the measured one.
-    assert order - max(0.3, 0.15 * order) < measured < order + max(0.5, 0.25 * order), (errors, measured)
+    # A third order is measured in few steps, where rounding and the next order show.
+    assert order - max(0.3, 0.2 * order) < measured < order + max(0.5, 0.3 * order), (errors, measured)
 
 
 @pytest.mark.parametrize("name", ["euler_maruyama", "ancestral"])
