@@ -21,7 +21,7 @@ from score_jax.networks import UNet
 
 SDE = sj.VE(sigma_min=0.001, sigma_max=1.0)
 NETWORK = UNet(16, (1, 2), 1, (), embedding="fourier")
-TRAINING_STEPS, BATCH, CHAINS = 1500, 64, 512
+TRAINING_STEPS, BATCH, CHAINS = 1200, 64, 512
 PER_DECADE, STEPS = 8, 10  # Noise levels, and Langevin steps at each.
 
 
@@ -59,28 +59,26 @@ def ladder(last):
 
 
 def quality():
-    real, labels = digits("train")
-    classify = evaluate.logistic_regression(real, labels)
-    distance = partial(metrics.frechet_distance, evaluate.pixels(real))
+    classify = evaluate.logistic_regression(*digits("train"))
+    distance = partial(metrics.frechet_distance, evaluate.pixels(digits("train")[0]))
     return lambda x: (distance(evaluate.pixels(x)), metrics.classifier_score(classify(x)))
 
 
 def main() -> None:
     sigmas, e = ladder(0.01)
-    score_fn, number = partial(score, fit()), len(sigmas) * STEPS
-    start = jax.random.uniform(jax.random.key(2), (CHAINS, 8, 8, 1))
+    score_fn, start = partial(score, fit()), jax.random.uniform(jax.random.key(2), (CHAINS, 8, 8, 1))
 
     @jax.jit
     def chains(key):
         fn = partial(score_fn, sigma=sigmas[-1])
-        plain = sj.unadjusted_langevin(key, fn, start, step_size=e, num_steps=number, trajectory=True)[::STEPS]
-        plain = plain.at[-1].add(sigmas[-1] ** 2 * fn(plain[-1]))  # Denoised in the end, as is the other.
+        x = sj.unadjusted_langevin(key, fn, start, step_size=e, num_steps=len(sigmas) * STEPS, trajectory=True)[::STEPS]
+        plain = x.at[-1].add(sigmas[-1] ** 2 * fn(x[-1]))  # Denoised in the end, as is the other.
         annealed = sj.annealed_langevin(key, score_fn, start, sigmas, step_size=e, num_steps=STEPS, trajectory=True)
         return plain, annealed
 
     measure, names = quality(), ("without annealing", "with annealing", "digits not trained on")
     states = [*jax.device_get(chains(jax.random.key(3))), digits("test")[0][None]]
-    print(f"{number} evaluations{'':8}Frechet distance  classifier score")
+    print(f"{len(sigmas) * STEPS} evaluations{'':8}Frechet distance  classifier score")
     for name, x in zip(names, states, strict=True):
         print(f"{name:23}" + "{:16.3f}{:18.2f}".format(*measure(x[-1])))
 
