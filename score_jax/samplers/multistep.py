@@ -1,17 +1,24 @@
 """Multistep samplers for few evaluations: exponential Adams methods on the probability-flow ODE.
 
-With the half log signal-to-noise ratio  l = log(alpha/sigma)  the probability-flow ODE of every process is linear but
-for the network's prediction, of the data, D = E[x_0 | x_t], or of the noise, eps = -sigma score (Lu et al. 2022,
-"DPM-Solver++", Eqs. 8 and 13):
+With the half log signal-to-noise ratio  l = log(alpha/sigma)  and  rho = sigma/alpha  the probability-flow ODE of
+every process is linear but for the network's prediction, of the data, D = E[x_0 | x_t], or of the noise,
+eps = -sigma score (Lu et al. 2022, "DPM-Solver++", Eq. 8; `deterministic`, Eq. 1):
 
-    x_s / sigma_s = x_t / sigma_t + int_{l_t}^{l_s} exp(l)  D(l)   dl,      (1)
-    x_s / alpha_s = x_t / alpha_t - int_{l_t}^{l_s} exp(-l) eps(l) dl.      (2)
+    x_s / sigma_s = x_t / sigma_t + int_{l_t}^{l_s} exp(l) D(l) dl,         (1)
+    x_s / alpha_s = x_t / alpha_t + int_{rho_t}^{rho_s} eps(rho) d rho.     (2)
 
-A method of order k puts for D or eps the polynomial in l through its values at t and at the k - 1 times before, and
-integrates: with u = l - l_s, h = l_s - l_t and Newton's divided differences D[t], D[t, t'], D[t, t', t''],
+A method of order k puts for D the polynomial in l, or for eps the one in rho, through its values at t and at the
+k - 1 times before, and integrates: with u = l - l_s (or rho - rho_s), h = -u_t and Newton's divided differences
+D[t], D[t, t'], D[t, t', t''],
 
-    P(u) = D[t] + (u - u_t) D[t, t'] + (u - u_t) (u - u_t') D[t, t', t''],  (3)
-    int_{-h}^0 exp(u) u^k du = -(-h)^k exp(-h) - k int_{-h}^0 exp(u) u^(k-1) du.       (4)
+    P(u) = D[t] + (u - u_t) D[t, t'] + (u - u_t) (u - u_t') D[t, t', t''] + ...,        (3)
+
+which needs the moments of the weights,
+
+    int_{-h}^0 a exp(a u) u^k du = -(-h)^k exp(-a h) - k/a int_{-h}^0 a exp(a u) u^(k-1) du,    (4)
+    int_{-h}^0 u^k du = -(-h)^(k+1) / (k + 1).                              (5)
+
+a is 1 for Eq. 1, and more for its SDE (`dpm_solver_pp`).
 
 The first steps have fewer values.  Where a step spans much of l, as the last one to almost no noise does, the
 polynomial extrapolates far beyond its values: the last step is of order 1, x_s close to E[x_0 | x_t].
@@ -73,8 +80,8 @@ def dpm_solver_pp(
         return 0.5 * sde.log_snr(t)
 
     def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
-        moments = [-jnp.expm1(rate * u)]  # Eq. 4, of the weight a exp(a u).
-        for k in (1, 2):
+        moments = [-jnp.expm1(rate * u)]  # Eq. 4.
+        for k in (1, 2, 3):
             moments.append(-(u**k) * jnp.exp(rate * u) - k / rate * moments[-1])
         x = sde.sigma(s) / sde.sigma(t) * jnp.exp((rate - 1) * u) * x + sde.alpha(s) * integrate(moments)
         if eta:
@@ -96,9 +103,7 @@ def unipc(sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: boo
 def deis(
     sde: SDE, score_fn: ScoreFn, *, order: int = 3, corrector: bool = False, lower_order_final: bool = True
 ) -> Sampler:
-    """DEIS (Zhang & Chen 2023, rho-AB): eps a polynomial in rho = sigma/alpha, of weight 1.
-
-    x_s / alpha_s = x_t / alpha_t + int_{rho_t}^{rho_s} eps(rho) d rho.
+    """DEIS (Zhang & Chen 2023, rho-AB): Eq. 2, one evaluation a step.
 
     Args:
       sde: the process.
@@ -111,7 +116,7 @@ def deis(
         return jnp.exp(-0.5 * sde.log_snr(t))
 
     def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
-        return sde.alpha(s) * (x / sde.alpha(t) + integrate([-(u ** (k + 1)) / (k + 1) for k in range(3)]))
+        return sde.alpha(s) * (x / sde.alpha(t) + integrate([-(u ** (k + 1)) / (k + 1) for k in range(4)]))
 
     def predict(x: Array, t: Array) -> Array:
         return -sde.sigma(t) * score_fn(x, t)
@@ -128,34 +133,37 @@ def _adams(
     corrector: bool,
     lower_order_final: bool,
 ) -> Sampler:
-    """Eq. 3 for any prediction, coordinate and weight.
+    """Eq. 3 for any prediction, coordinate and weight, each sampler's own.
 
     The state is the step before, its x and time; the coordinates and predictions up to it; and how many there are.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"a multistep sampler has order 1, 2 or 3, got {order}")
-    kept = max(order - 1, 1 if corrector else 0)
+    kept = order if corrector else order - 1
 
     def through(nodes: Sequence[Array], values: Sequence[Array], number: Array, end: Array) -> Integrate:
         """The integral up to `end` of the polynomial through the first `number` values."""
         u = [node - end for node in nodes]
 
         def integrate(moments: Sequence[Array]) -> Array:
-            total = moments[0] * values[0]
-            if len(values) > 1:
-                first = (values[0] - values[1]) / (u[0] - u[1])
-                total += jnp.where(number > 1, moments[1] - u[0] * moments[0], 0.0) * first
-            if len(values) > 2:
-                second = (first - (values[1] - values[2]) / (u[1] - u[2])) / (u[0] - u[2])
-                weight = moments[2] - (u[0] + u[1]) * moments[1] + u[0] * u[1] * moments[0]
-                total += jnp.where(number > 2, weight, 0.0) * second
+            # Newton's form: each difference times the integral of (u - u_0) ... (u - u_(k-1)), by its coefficients.
+            total, differences, coefficients = jnp.zeros_like(values[0]), list(values), [jnp.ones_like(end)]
+            zero = jnp.zeros_like(end)
+            for k, node in enumerate(u):
+                weight = sum(c * moment for c, moment in zip(coefficients, moments, strict=False))
+                total += jnp.where(number > k, weight, 0.0) * differences[0]
+                pairs = zip(differences, differences[1:], u, u[k + 1 :], strict=False)
+                differences = [(a - b) / (first - last) for a, b, first, last in pairs]
+                coefficients = [
+                    low - node * c for low, c in zip([zero, *coefficients], [*coefficients, zero], strict=True)
+                ]
             return total
 
         return integrate
 
     def init(x: Array, t: Array) -> State:
-        # Coordinates that differ, so that the differences that are not used yet are finite.
-        nodes = [coordinate(t) + k + 1 for k in range(kept)]
+        # Coordinates that no step reaches, so that the differences that are not used yet are finite.
+        nodes = [coordinate(t) + 1e3 * (k + 1) for k in range(kept)]
         return x, t, nodes, [jnp.zeros_like(x)] * kept, jnp.zeros((), jnp.int32)
 
     def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
@@ -164,7 +172,7 @@ def _adams(
         nodes, values = [here, *nodes], [predict(x, t), *values]
         if corrector:
             integrate = through(nodes[: order + 1], values[: order + 1], count + 1, here)
-            again = advance(key, before, t_before, t, coordinate(t_before) - here, integrate)
+            again = advance(key, before, t_before, t, nodes[1] - here, integrate)
             x = jnp.where(count > 0, again, x)
         number = jnp.minimum(count + 1, order)
         if lower_order_final:
