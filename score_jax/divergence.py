@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.sde import dot
+
 __all__ = ["exact_divergence", "hutch_pp_divergence", "hutchinson_divergence"]
 
 Field = Callable[[Array], Array]
@@ -99,16 +101,21 @@ def hutchinson_divergence(
       ValueError: for fewer than 1 probe, or fewer than 2 where a standard error is asked for.
     """
     check_number("num_probes", num_probes, least=2 if standard_error else 1)
+    keys = jax.random.split(key, num_probes)
+    value, estimates = probe_divergence(fn, x, jax.vmap(lambda k: draw_probes(k, x.shape, probe, x.dtype))(keys))
+    mean = jnp.mean(estimates, axis=0)
+    return (value, mean, error_of_mean(estimates)) if standard_error else (value, mean)
 
-    def one(k: Array) -> tuple[Array, Array]:
-        v = draw_probes(k, x.shape, probe, x.dtype)
+
+def probe_divergence(fn: Field, x: Array, probes: Array) -> tuple[Array, Array]:
+    """`(fn(x), v^T J v [num_probes, batch])` for given probes, `[num_probes, batch, *event]`."""
+
+    def along(v: Array) -> tuple[Array, Array]:
         value, tangent = jax.jvp(fn, (x,), (v,))
-        return value, jnp.sum(v * tangent, axis=range(1, x.ndim))
+        return value, dot(v, tangent)
 
     # The field's value does not depend on the probe, so vmap computes it once.
-    value, estimates = jax.vmap(one, out_axes=(None, 0))(jax.random.split(key, num_probes))
-    mean = jnp.mean(estimates, axis=0)
-    return (value, mean, _error(estimates)) if standard_error else (value, mean)
+    return jax.vmap(along, out_axes=(None, 0))(probes)
 
 
 def hutch_pp_divergence(key: Array, fn: Field, x: Array, *, num_probes: int = 3) -> tuple[Array, Array, Array]:
@@ -147,11 +154,11 @@ def hutch_pp_divergence(key: Array, fn: Field, x: Array, *, num_probes: int = 3)
     v = draw_probes(key_rest, (third, batch, size), "rademacher", x.dtype)
     w = v - jnp.einsum("bdr,ber,nbe->nbd", q, q, v)
     rest = jnp.sum(w * product(w), axis=2)
-    return value, exact + jnp.mean(rest, axis=0), _error(rest)
+    return value, exact + jnp.mean(rest, axis=0), error_of_mean(rest)
 
 
-def _error(estimates: Array) -> Array:
-    """The standard error of the mean over the first axis."""
+def error_of_mean(estimates: Array) -> Array:
+    """The standard error of the mean over the first axis: NaN for a single estimate."""
     return jnp.std(estimates, axis=0, ddof=1) / math.sqrt(len(estimates))
 
 

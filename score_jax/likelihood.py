@@ -39,9 +39,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.divergence import check_number, draw_probes, exact_divergence
+from score_jax.divergence import check_number, draw_probes, error_of_mean, exact_divergence, probe_divergence
 from score_jax.ode import integrate
-from score_jax.sde import SDE, ScoreFn, expand, perturb, prior_log_prob, probability_flow_drift
+from score_jax.sde import SDE, ScoreFn, expand, perturb, prior_log_prob, probability_flow_drift, square
 from score_jax.timesteps import draw_importance
 
 __all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "elbo", "log_prob"]
@@ -109,9 +109,9 @@ def log_prob(
     (latent, change), num_evaluations = integrate(
         _flow, args, start, sde.t_min, sde.t_max, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps
     )
-    mean, error = _mean_and_error(math.prod(x.shape[1:]) * change)
-    error = jnp.zeros_like(error) if exact else error
-    return LogProb(prior_log_prob(sde, latent) + mean, error, latent, num_evaluations)
+    estimates = math.prod(x.shape[1:]) * change.T
+    error = jnp.zeros(len(x), x.dtype) if exact else error_of_mean(estimates)
+    return LogProb(prior_log_prob(sde, latent) + jnp.mean(estimates, axis=0), error, latent, num_evaluations)
 
 
 def _flow(t: Array, state: tuple[Array, Array], args: tuple[SDE, ScoreFn, Array | None]) -> tuple[Array, Array]:
@@ -122,23 +122,12 @@ def _flow(t: Array, state: tuple[Array, Array], args: tuple[SDE, ScoreFn, Array 
     def field(x: Array) -> Array:
         return probability_flow_drift(sde, score_fn, x, t)
 
-    def along(v: Array) -> tuple[Array, Array]:
-        value, tangent = jax.jvp(field, (x,), (v,))
-        return value, jnp.sum(v * tangent, axis=range(1, x.ndim))
-
     if probes is None:
         value, divergence = exact_divergence(field, x)
-        divergence = divergence[:, None]
+        divergence = divergence[None]
     else:
-        # The field's value does not depend on the probe, so vmap computes it once.
-        value, divergence = jax.vmap(along, out_axes=(None, 1))(probes)
-    return value, divergence / math.prod(x.shape[1:])
-
-
-def _mean_and_error(estimates: Array) -> tuple[Array, Array]:
-    """The mean over the last axis, and its standard error: NaN for a single estimate."""
-    error = jnp.std(estimates, axis=-1, ddof=1) / math.sqrt(estimates.shape[-1])
-    return jnp.mean(estimates, axis=-1), error
+        value, divergence = probe_divergence(field, x, probes)
+    return value, divergence.T / math.prod(x.shape[1:])
 
 
 def bits_per_dim(
@@ -186,7 +175,8 @@ def bits_per_dim(
         result = log_prob(key_probes, sde, score_fn, x, **options)
         bits.append(-(result.log_prob / math.prod(x.shape[1:]) + log_width) / math.log(2))
         num_evaluations += result.num_evaluations
-    return BitsPerDim(*_mean_and_error(jnp.stack(bits, axis=-1)), num_evaluations)
+    repeats = jnp.stack(bits)
+    return BitsPerDim(jnp.mean(repeats, axis=0), error_of_mean(repeats), num_evaluations)
 
 
 def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 1) -> tuple[Array, Array]:
@@ -218,8 +208,8 @@ def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 
         residual = expand(sde.sigma(t), x) * score_fn(perturb(sde, x, noise, t), t) + noise
         # On standard normal data the noise is left with the factor sigmoid(lambda): what that alone contributes has a
         # known mean, and without its fluctuation the variance is far less.
-        excess = jax.nn.sigmoid(sde.log_snr(t)) ** 2 * (_square(noise) - size)
-        return 0.5 * (first - last) * (_square(residual) - excess)
+        excess = jax.nn.sigmoid(sde.log_snr(t)) ** 2 * (square(noise) - size)
+        return 0.5 * (first - last) * (square(residual) - excess)
 
     key_t, key_order, key_noise = jax.random.split(key, 3)
     # Uniform in lambda.  Each draw has a part of the range, and each example, hence the shuffle, any place in it.
@@ -228,9 +218,5 @@ def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 
     path = jax.lax.map(draw, (jax.random.split(key_noise, num_draws), t))
     # Neighbouring parts differ by little but their noise.
     error = jnp.sqrt(jnp.mean(jnp.diff(path, axis=0) ** 2, axis=0) / (2 * num_draws))
-    ends = -0.5 * jnp.exp(last) * _square(x) - 0.5 * size * (1 + math.log(2 * math.pi) - first)
+    ends = -0.5 * jnp.exp(last) * square(x) - 0.5 * size * (1 + math.log(2 * math.pi) - first)
     return ends - jnp.mean(path, axis=0), error
-
-
-def _square(a: Array) -> Array:
-    return jnp.sum(a * a, axis=range(1, a.ndim))

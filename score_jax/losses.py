@@ -37,7 +37,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from score_jax.divergence import Field, check_number, draw_probes, exact_divergence
-from score_jax.sde import SDE, ScoreFn, expand, perturb
+from score_jax.sde import SDE, ScoreFn, dot, expand, perturb, square
 
 __all__ = [
     "denoising_score_matching",
@@ -63,7 +63,7 @@ def exact_score_matching(fn: Field, x: Array) -> Array:
       `[batch]`.
     """
     score, divergence = exact_divergence(fn, x)
-    return divergence + 0.5 * _square(score)
+    return divergence + 0.5 * square(score)
 
 
 def sliced_score_matching(
@@ -94,7 +94,7 @@ def sliced_score_matching(
 
     def along(v: Array) -> Array:
         score, tangent = jax.jvp(fn, (x,), (v,))
-        return _dot(v, tangent) + 0.5 * (_square(score) if variance_reduced else _dot(v, score) ** 2)
+        return dot(v, tangent) + 0.5 * (square(score) if variance_reduced else dot(v, score) ** 2)
 
     return _mean_over_projections(key, along, x, num_projections, projection)
 
@@ -129,7 +129,7 @@ def finite_difference_score_matching(
 
     def along(v: Array) -> Array:
         ahead, behind = fn(x + step * v), fn(x - step * v)
-        return _dot(v, ahead - behind) / (2 * step) + _square(ahead + behind) / 8
+        return dot(v, ahead - behind) / (2 * step) + square(ahead + behind) / 8
 
     return _mean_over_projections(key, along, x, num_projections, projection)
 
@@ -158,7 +158,7 @@ def vincent_score_matching(key: Array, fn: Field, x: Array, *, sigma: float | Ar
       `[batch]`.
     """
     noise = jax.random.normal(key, x.shape, x.dtype)
-    return 0.5 * _square(sigma * fn(x + sigma * noise) + noise) / sigma**2
+    return 0.5 * square(sigma * fn(x + sigma * noise) + noise) / sigma**2
 
 
 def ncsn_score_matching(key: Array, score_fn: ScoreFn, x: Array, sigmas: ArrayLike) -> Array:
@@ -179,7 +179,7 @@ def ncsn_score_matching(key: Array, score_fn: ScoreFn, x: Array, sigmas: ArrayLi
     sigma = jax.random.choice(key_level, jnp.asarray(sigmas), (len(x),))
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
     wide = expand(sigma, x)
-    return 0.5 * _square(wide * score_fn(x + wide * noise, sigma) + noise)
+    return 0.5 * square(wide * score_fn(x + wide * noise, sigma) + noise)
 
 
 def variance_weighting(sde: SDE, t: ArrayLike) -> Array:
@@ -218,7 +218,7 @@ def denoising_score_matching(
     sigma = sde.sigma(t)
     # Scaled by sigma, so that nothing of the size 1/sigma is ever squared.
     residual = expand(sigma, x0) * score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)) + noise
-    return 0.5 * (weight(sde, t) / sigma**2) * _square(residual)
+    return 0.5 * (weight(sde, t) / sigma**2) * square(residual)
 
 
 def perturbed_sliced_score_matching(
@@ -264,11 +264,3 @@ def perturbed_sliced_score_matching(
         projection=projection,
     )
     return weight(sde, t) * loss
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.sum(a * b, axis=range(1, a.ndim))
-
-
-def _square(a: Array) -> Array:
-    return _dot(a, a)

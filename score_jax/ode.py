@@ -57,9 +57,8 @@ def ode_sample(
       ValueError: if a tolerance is not positive or there is no such solver.
       SolverError: if the solver stops early, saying where; under `jit` the result is NaN instead.
     """
-    return ode_solve(sde, score_fn, x, sde.t_max, sde.t_min, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)[
-        0
-    ]
+    times = sde.t_max, sde.t_min
+    return ode_solve(sde, score_fn, x, *times, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)[0]
 
 
 def ode_encode(
@@ -79,9 +78,8 @@ def ode_encode(
     Returns:
       The state at t_max, in the shape of `x`.
     """
-    return ode_solve(sde, score_fn, x, sde.t_min, sde.t_max, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)[
-        0
-    ]
+    times = sde.t_min, sde.t_max
+    return ode_solve(sde, score_fn, x, *times, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)[0]
 
 
 def ode_solve(

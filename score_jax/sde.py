@@ -76,6 +76,16 @@ def expand(t: ArrayLike, x: Array) -> Array:
     return t.reshape(t.shape + (1,) * (x.ndim - 1))
 
 
+def dot(a: Array, b: Array) -> Array:
+    """The inner product of each example: two `[batch, *event]` to `[batch]`."""
+    return jnp.sum(a * b, axis=range(1, a.ndim))
+
+
+def square(a: Array) -> Array:
+    """The squared norm of each example: `[batch, *event]` to `[batch]`."""
+    return dot(a, a)
+
+
 def _check_order(name: str, **values) -> None:
     """Raise unless the values increase and are positive; traced values pass, and equinox's masks of booleans."""
     concrete = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -309,8 +319,7 @@ def prior_log_prob(sde: SDE, x: Array) -> Array:
     """Log density of the prior N(0, sigma_{t_max}^2 I), in nats: `[batch, *event]` to `[batch]`."""
     size = math.prod(x.shape[1:])
     log_sigma = sde.log_sigma(sde.t_max)
-    square = jnp.sum((x * jnp.exp(-log_sigma)).reshape(x.shape[0], size) ** 2, axis=1)
-    return -0.5 * square - size * (log_sigma + 0.5 * math.log(2 * math.pi))
+    return -0.5 * square(x * jnp.exp(-log_sigma)) - size * (log_sigma + 0.5 * math.log(2 * math.pi))
 
 
 def reverse_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:

@@ -107,6 +107,18 @@ def _after(e, ratio, num_steps):
     return v
 
 
+def test_draws_of_levels_are_uniform_over_the_ladder():
+    """5,000 draws of 5 levels: each within 4.5 standard errors of its share, false alarms below 1e-4."""
+    sde, n = VE(sigma_min=0.01, sigma_max=100.0), 5000
+    t, weight = timesteps.draw_levels(jax.random.key(0), sde, n, num_levels=5)
+    levels = np.asarray(timesteps.level_of_time(sde, t, 5))
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
+    np.testing.assert_allclose(sde.sigma(t), 100 * 1e-4 ** (levels.round() / 4), rtol=1e-3)
+    counts = np.bincount(levels.round().astype(int), minlength=5)
+    assert np.all(np.abs(counts / n - 0.2) < 4.5 * np.sqrt(0.2 * 0.8 / n))
+    assert (weight == 1).all()
+
+
 def test_ladder_ends_its_steps_at_geometric_levels():
     sde = VE(sigma_min=0.01, sigma_max=10.0)
     ts = timesteps.ladder(sde, 7)

@@ -1,22 +1,27 @@
 """The noise-conditional score networks: NCSN and NCSNv2, RefineNets with one estimate for each of a ladder of levels.
 
-A RefineNet (Lin et al. 2017) of dilated, pre-activation residual blocks: stages on the way down, of which all but
-the last two halve the image and the last two widen the view by dilation instead; on the way up, refine blocks that
-each join a stage's output with what came from below,
+A RefineNet (Lin et al. 2017) of dilated, pre-activation residual blocks: stages on the way down, of which the first
+keeps the resolution, the last two widen the view by dilation and the others halve the image; on the way up, refine
+blocks that each join a stage's output with what came from below,
 
     y = RCU(CRP(sum_i upsample(conv(RCU(x_i))))),                           (1)
 
-of residual convolution units (RCU) and chained residual pooling (CRP); ELU throughout.
+of residual convolution units, RCU(x) = x + conv(elu(conv(elu(x)))), and chained residual pooling,
+
+    CRP(x) = p_0 + p_1 + p_2,    p_0 = elu(x),  p_k = conv(pool(p_(k-1))).  (2)
 
 Normalisation is instance norm++ (Song & Ermon 2019, Appendix A.1): instance normalisation forgets the mean m_k of
 each channel, which is given back, normalised over channels by their mean M and standard deviation S,
 
-    y_k = gamma_k [ (x_k - m_k) / s_k + alpha_k (m_k - M) / S ] + beta_k.   (2)
+    y_k = gamma_k [ (x_k - m_k) / s_k + alpha_k (m_k - M) / S ] + beta_k.   (3)
 
 - NCSN (Song & Ermon 2019, "Generative Modeling by Estimating Gradients of the Data Distribution"): gamma, alpha and
-  beta belong to the noise level, and (2) stands before every convolution.
+  beta belong to the noise level, and (3) stands before every convolution but the first and the shortcuts'; CRP pools
+  by averages.
 - NCSNv2 (Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models", Technique 3): one
-  network for all levels, told of them by a division alone, s(x, sigma) = f(x) / sigma; (2) in residual blocks only.
+  network for all levels, told of them by a division alone, s(x, sigma_i) = f(x) / sigma_i, where
+  sigma_i = sigma_max (sigma_min / sigma_max)^(i / (L - 1)); (3) in residual blocks and before the last convolution
+  only; CRP pools by maxima.
 
 The networks map an input in [0, 1] to [-1, 1], return the score, and are conditioned on a level's index: 0 is the
 largest.  Submodules have the names of the authors' release.
@@ -42,7 +47,7 @@ Norm = Callable[..., Any]
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance norm++ (Eq. 2): `[batch, h, w, c]` to the same.
+    """Instance norm++ (Eq. 3): `[batch, h, w, c]` to the same.
 
     Attributes:
       num_levels: the levels that have parameters of their own; 0 for parameters that all levels share.
@@ -180,8 +185,11 @@ def _resize(x: Array, shape: Sequence[int], *, align_corners: bool) -> Array:
 def _refine_net(
     x: Array, level: Array, features: int, multipliers: Sequence[int], norm: Norm, refine: Callable[..., RefineBlock]
 ) -> Array:
-    """What the networks share, to be called inside a compact method; `refine` builds a block from the rest of its
-    attributes and the widths of its own stage and of the next one up."""
+    """What the networks share, to be called inside a compact method.
+
+    `refine(own, above, **rest)` builds a block from the widths of its own stage and of the next one up, and the rest
+    of its attributes.
+    """
     halvings = len(multipliers) - 3
     if halvings < 0:
         raise ValueError(f"multipliers need one entry a stage, at least 3, got {tuple(multipliers)}")
@@ -253,7 +261,7 @@ class NCSNv2(nn.Module):
       sigma_min: the smallest.
       sigma_max: the largest.
       score_sde: the form in which the code of Song et al. 2021 has it: refine blocks as wide as their own stage, not
-        as the next one up; the plain variance in Eq. 2; upsampling that does not align corners.
+        as the next one up; the plain variance in Eq. 3; upsampling that does not align corners.
     """
 
     features: int = 128

@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 
 from score_jax.divergence import Field
 from score_jax.samplers.base import Sampler, check_finite, no_state
-from score_jax.sde import SDE, ScoreFn, expand
+from score_jax.sde import SDE, ScoreFn, expand, square
 
 __all__ = [
     "annealed_langevin",
@@ -207,11 +207,8 @@ def langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_st
       num_steps: Langevin steps in each call.
     """
 
-    def norm(v: Array) -> Array:
-        return jnp.sqrt(jnp.sum(v**2, axis=range(1, v.ndim)))
-
     def size(score: Array, z: Array, s: Array) -> Array:
-        return expand(4 * (snr * norm(z) / norm(score)) ** 2, z)
+        return expand(4 * snr**2 * square(z) / square(score), z)
 
     return _corrector(score_fn, size, num_steps)
 
