@@ -1,6 +1,5 @@
-"""The modes of `run.py`.  With `build`, which makes the objects, the only reader of a config."""
+"""The modes of `run.py`.  With `build` and `context`, which make the objects, the only reader of a config."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -8,109 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, evaluate, lookup, parameterization, report, samplers, train
-from score_jax.build import (
-    make_grid,
-    make_loss,
-    make_network,
-    make_sampler,
-    make_score_fn,
-    make_sde,
-    num_classes,
-    open_data,
-    resolve,
-)
+from score_jax import checkpoint, data, evaluate, lookup, report, train
+from score_jax.build import make_loss, make_network, make_sampler, make_score_fn, make_sde, num_classes, open_data
+from score_jax.context import Run
 from score_jax.errors import UserError
-from score_jax.sde import sample_prior
-from score_jax.workdir import MetricLog, open_workdir, save_samples
+from score_jax.workdir import MetricLog
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
 
-@dataclasses.dataclass
-class _Run:
-    """What every mode needs: the objects that a config names, and the training state's shape."""
-
-    config: ConfigDict
-    workdir: pathlib.Path
-
-    def __post_init__(self):
-        self.dataset = open_data(self.config, "train")
-        self.config = config = resolve(self.config, self.dataset)
-        self.sde, self.network = make_sde(config), make_network(config)
-        self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
-        # One split: `fold_in(key, i)` and `split(key)[i]` are the same key.
-        self.key_params, self.key_train, self.key_sample = jax.random.split(jax.random.key(config.seed), 3)
-        self.optimizer = train.make_optimizer(
-            config.training.learning_rate,
-            num_steps=config.training.num_steps,
-            warmup_steps=config.training.warmup_steps,
-            grad_clip=config.training.grad_clip,
-            decay=config.training.decay,
-        )
-        # Mistakes fail here, before any work.
-        self.check_sampling()
-        self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
-        loss_fn = make_loss(config, self.sde, self.network)
-        batch = {"x": jnp.zeros((1, *self.dataset.shape)), "y": jnp.zeros(1, jnp.int32)}
-        lookup.call(lambda: jax.eval_shape(loss_fn, self.state.params, self.key_train, batch), field="config.training")
-        open_workdir(self.workdir, config.to_dict())
-
-    def init_state(self) -> train.TrainState:
-        x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
-        params = self.network.init(self.key_params, x, jnp.ones(1), y if num_classes(self.config) else None)
-        return train.init_state(params, self.optimizer)
-
-    def check_sampling(self) -> None:
-        sde = self.sampling_sde
-        make_sampler(self.config, sde, make_score_fn(self.config, sde, self.network, None))
-        make_grid(self.config, sde)
-
-    def restore(self) -> tuple[int, train.TrainState]:
-        """The newest checkpoint's step and state."""
-        with checkpoint.open_manager(self.workdir / "checkpoints") as manager:
-            step = manager.latest_step()
-            if step is None:
-                raise UserError(f"{self.workdir} has no checkpoint: train first, with --mode=train")
-            return step, checkpoint.restore(manager, step, self.state)[0]
-
-    def generate(self, params: Any, num_samples: int) -> np.ndarray:
-        """Samples in the data's own range, `[num_samples, ...]` on the host."""
-        config, classes = self.config, num_classes(self.config)
-        sde = self.sampling_sde
-        chunk = min(num_samples, config.sampling.batch_size)
-
-        def draw(params: Any, key: Array, y: Array) -> Array:
-            score_fn = make_score_fn(config, sde, self.network, params, y if classes else None)
-            key_prior, key_steps = jax.random.split(key)
-            x = sample_prior(key_prior, sde, (chunk, *self.dataset.shape))
-            x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, make_grid(config, sde))
-            return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
-
-        compiled, chunks = jax.jit(draw), []
-        for i in range(-(-num_samples // chunk)):
-            y = (i * chunk + jnp.arange(chunk)) % (classes or 1)
-            inputs = params, jax.random.fold_in(self.key_sample, i), y
-            chunks.append(np.asarray(compiled(*inputs)))
-            if not np.isfinite(chunks[-1]).all():
-                try:
-                    draw(*inputs)  # Outside `jit` the loop knows where.
-                except FloatingPointError as error:
-                    raise UserError(f"{error} (config.sampling)") from error
-                raise UserError("the samples are not finite after the last, denoising step (config.sampling.denoise)")
-        return np.concatenate(chunks)[:num_samples]
-
-    def write_samples(self, step: int, params: Any) -> None:
-        samples = self.generate(params, self.config.sampling.num_samples)
-        print("samples:", save_samples(self.workdir, step, samples, centered=self.config.data.centered))
-
-
-def _train(run: _Run) -> None:
+def _train(run: Run) -> None:
     config = run.config
     num_steps = config.training.num_steps
 
@@ -151,12 +61,12 @@ def _train(run: _Run) -> None:
     run.write_samples(int(state.step), state.ema)
 
 
-def _sample(run: _Run) -> None:
+def _sample(run: Run) -> None:
     step, state = run.restore()
     run.write_samples(step, state.ema)
 
 
-def _evaluate(run: _Run) -> None:
+def _evaluate(run: Run) -> None:
     config = run.config
     _, state = run.restore()
     generated = run.generate(state.ema, config.evaluation.num_samples)
@@ -170,7 +80,7 @@ def _evaluate(run: _Run) -> None:
     print(evaluate.as_text(table))
 
 
-def _likelihood(run: _Run) -> None:
+def _likelihood(run: Run) -> None:
     config = run.config
 
     def score(params: Any, y: Array, x: Array, t: Array) -> Array:
@@ -193,7 +103,7 @@ def _likelihood(run: _Run) -> None:
     print("\n".join(f"{name:28}{value:12.5g}" for name, value in table.items()))
 
 
-MODES: dict[str, Callable[[_Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
+MODES: dict[str, Callable[[Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
 
 
 def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
@@ -209,6 +119,6 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
     """
     act = lookup.choose(MODES, mode, "--mode")
     train.tune_cpu()
-    experiment = _Run(config, pathlib.Path(workdir))
-    act(experiment)
-    print("report:", report.write_report(experiment.workdir))
+    opened = Run(config, pathlib.Path(workdir))
+    act(opened)
+    print("report:", report.write_report(opened.workdir))
