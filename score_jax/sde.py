@@ -145,9 +145,17 @@ def _rate(fn: Callable[[Array], Array], t: ArrayLike) -> Array:
     return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
 
 
+class _VariancePreserving(SDE):
+    """alpha_t^2 + sigma_t^2 = 1: a subclass writes log alpha_t."""
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        # 1 - exp(2 log alpha) loses every digit in float32 near t_min; expm1 keeps them.
+        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class VP(SDE):
+class VP(_VariancePreserving):
     """Variance preserving: alpha_t^2 + sigma_t^2 = 1 (Song et al. 2021, Eqs. 11 and 33).
 
     f = -beta(t)/2 and g^2 = beta(t), with beta(t) = beta_min + t (beta_max - beta_min).
@@ -164,9 +172,6 @@ class VP(SDE):
     def log_alpha(self, t: ArrayLike) -> Array:
         t = jnp.asarray(t)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
-
-    def log_sigma(self, t: ArrayLike) -> Array:
-        return _log_sigma_of_vp(self.log_alpha(t))
 
 
 @jax.tree_util.register_dataclass
@@ -207,7 +212,7 @@ class VE(SDE):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cosine(SDE):
+class Cosine(_VariancePreserving):
     """Variance preserving with alpha_t ~ cos(pi/2 (t + s)/(1 + s)), one at t = 0 (Nichol & Dhariwal 2021, Eq. 17).
 
     alpha reaches zero at t = 1; the process ends a little before (Lu et al. 2022, Appendix B).
@@ -220,9 +225,6 @@ class Cosine(SDE):
         # cos(a + b)/cos(a) = cos(b) - sin(b) tan(a), free of the cancellation of two logarithms near t = 0.
         a, b = (0.5 * math.pi / (1 + self.offset) * angle for angle in (self.offset, jnp.asarray(t)))
         return jnp.log1p(-2 * jnp.sin(b / 2) ** 2 - jnp.sin(b) * jnp.tan(a))
-
-    def log_sigma(self, t: ArrayLike) -> Array:
-        return _log_sigma_of_vp(self.log_alpha(t))
 
 
 @jax.tree_util.register_dataclass
@@ -259,7 +261,7 @@ class RectifiedFlow(SDE):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class OrnsteinUhlenbeck(SDE):
+class OrnsteinUhlenbeck(_VariancePreserving):
     """dX = -X dt + sqrt(2) dW: alpha_t = exp(-t), sigma_t^2 = 1 - exp(-2 t)."""
 
     t_max: float = dataclasses.field(default=5.0, kw_only=True)
@@ -267,13 +269,10 @@ class OrnsteinUhlenbeck(SDE):
     def log_alpha(self, t: ArrayLike) -> Array:
         return -jnp.asarray(t)
 
-    def log_sigma(self, t: ArrayLike) -> Array:
-        return _log_sigma_of_vp(self.log_alpha(t))
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DDPM(SDE):
+class DDPM(_VariancePreserving):
     """The chain x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, k = 1 ... N, at times t = k/N (Ho et al. 2020, Eq. 2).
 
     alpha^2 is the product of 1 - beta_j up to k; between the times of the chain log alpha is linear, which makes the
@@ -289,14 +288,6 @@ class DDPM(SDE):
     def log_alpha(self, t: ArrayLike) -> Array:
         table = jnp.concatenate([jnp.zeros(1), 0.5 * jnp.cumsum(jnp.log1p(-jnp.asarray(self.betas)))])
         return jnp.interp(jnp.asarray(t), jnp.linspace(0.0, 1.0, len(table)), table)
-
-    def log_sigma(self, t: ArrayLike) -> Array:
-        return _log_sigma_of_vp(self.log_alpha(t))
-
-
-def _log_sigma_of_vp(log_alpha: Array) -> Array:
-    """log sqrt(1 - alpha^2): 1 - exp(2 log alpha) loses every digit in float32 near t_min; expm1 keeps them."""
-    return 0.5 * jnp.log(-jnp.expm1(2 * log_alpha))
 
 
 def perturb(sde: SDE, x0: Array, noise: Array, t: ArrayLike) -> Array:
