@@ -1,32 +1,16 @@
 """Samplers: see `base` for the contract."""
 
-from score_jax.samplers.base import Sampler, chain, sample
-from score_jax.samplers.deterministic import ddim, euler, heun
-from score_jax.samplers.langevin import (
-    annealed_langevin,
-    annealed_langevin_corrector,
-    inpaint_langevin,
-    langevin_corrector,
-    unadjusted_langevin,
-)
-from score_jax.samplers.multistep import deis, dpm_solver_pp, unipc
-from score_jax.samplers.stochastic import ancestral, euler_maruyama
+from score_jax.samplers import base, deterministic, langevin, multistep, stochastic
+from score_jax.samplers.base import *  # noqa: F403
+from score_jax.samplers.deterministic import *  # noqa: F403
+from score_jax.samplers.langevin import *  # noqa: F403
+from score_jax.samplers.multistep import *  # noqa: F403
+from score_jax.samplers.stochastic import *  # noqa: F403
 
 __all__ = [
-    "Sampler",
-    "ancestral",
-    "annealed_langevin",
-    "annealed_langevin_corrector",
-    "chain",
-    "ddim",
-    "deis",
-    "dpm_solver_pp",
-    "euler",
-    "euler_maruyama",
-    "heun",
-    "inpaint_langevin",
-    "langevin_corrector",
-    "sample",
-    "unadjusted_langevin",
-    "unipc",
+    *base.__all__,
+    *deterministic.__all__,
+    *langevin.__all__,
+    *multistep.__all__,
+    *stochastic.__all__,
 ]

@@ -7,15 +7,21 @@ Implicit Models", Eq. 14):
     dy / dl = eps(x, t) = -sigma_t score(x, t).                             (1)
 
 The linear part of the drift is gone, so a step is exact wherever eps is constant.
+
+A stretch of it can be solved for all times at once (Shih et al. 2023, "Parallel Sampling of Diffusion Models"): from
+a guess of the path, Picard's iteration  y(l_j) <- y(l_0) + sum_{i<j} (l_{i+1} - l_i) eps(x_i, t_i)  evaluates the
+network at all points in parallel, and after k iterations the first k of them are those of DDIM.
 """
 
 import jax
 import jax.numpy as jnp
 
+from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, no_state
 from score_jax.sde import SDE, ScoreFn, probability_flow_drift
+from score_jax.timesteps import time_of_log_snr
 
-__all__ = ["ddim", "euler", "heun"]
+__all__ = ["ddim", "dpm_solver_pp_singlestep", "euler", "heun", "picard"]
 
 
 def euler(sde: SDE, score_fn: ScoreFn) -> Sampler:
@@ -64,5 +70,80 @@ def heun(sde: SDE, score_fn: ScoreFn) -> Sampler:
         slope = -sde.sigma(t) * score_fn(x, t)
         slope_s = -sde.sigma(s) * score_fn(alpha_s * (y + dl * slope), s)
         return alpha_s * (y + 0.5 * dl * (slope + slope_s)), state
+
+    return Sampler(no_state, step)
+
+
+def dpm_solver_pp_singlestep(sde: SDE, score_fn: ScoreFn, *, ratio: float = 0.5) -> Sampler:
+    """DPM-Solver++(2S), two evaluations a step (Lu et al. 2022, "DPM-Solver++", Algorithm 1): order 2.
+
+    x_s = sigma_s/sigma_t x_t + alpha_s (1 - exp(-h)) D,  D = (1 - 1/(2 r)) D_t + 1/(2 r) D_m,  where h is the growth
+    of log(alpha/sigma) in the step, D_t and D_m are the posterior means at t and at r h further on, where a step of
+    order 1 leads.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      ratio: r.
+
+    Raises:
+      ValueError: if `ratio` is not in (0, 1].
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"dpm_solver_pp_singlestep needs 0 < ratio <= 1, got {ratio}")
+
+    def advance(x, t, s, data):
+        shrink = jnp.exp(0.5 * (sde.log_snr(t) - sde.log_snr(s)))
+        return sde.sigma(s) / sde.sigma(t) * x + sde.alpha(s) * (1 - shrink) * data
+
+    def step(key, x, t, s, state):
+        middle = time_of_log_snr(sde, (1 - ratio) * sde.log_snr(t) + ratio * sde.log_snr(s))
+        here = tweedie(sde, score_fn, x, t)
+        there = tweedie(sde, score_fn, advance(x, t, middle, here), middle)
+        return advance(x, t, s, here + (there - here) / (2 * ratio)), state
+
+    return Sampler(no_state, step)
+
+
+def picard(
+    sde: SDE, score_fn: ScoreFn, *, num_points: int = 16, tolerance: float = 1e-3, max_iterations: int | None = None
+) -> Sampler:
+    """DDIM in parallel (ParaDiGMS, Shih et al. 2023, with blocks for its sliding window): order 1.
+
+    One step from t to s takes `num_points` steps of DDIM, equally spaced in the log signal-to-noise ratio, all at
+    once: for machines that evaluate a larger batch in the same time.  The score is mapped over a leading axis of
+    `num_points`, which can be sharded.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      num_points: DDIM's steps inside one step.
+      tolerance: the iteration ends when no example moves by more, root mean square over dimensions and relative to
+        its noise sigma.
+      max_iterations: iterations after which it ends in any case; None for `num_points`, where it is exact.
+    """
+    most = num_points if max_iterations is None else max_iterations
+
+    def step(key, x, t, s, state):
+        inner = time_of_log_snr(sde, jnp.linspace(sde.log_snr(t), sde.log_snr(s), num_points + 1))
+        ts = inner.at[0].set(t).at[-1].set(s)
+        wide = (-1,) + (1,) * x.ndim
+        alpha, sigma = sde.alpha(ts).reshape(wide), sde.sigma(ts).reshape(wide)
+        dl = jnp.diff(sigma / alpha, axis=0)
+
+        def iterate(carry):
+            path, _, count = carry
+            eps = -sigma[:-1] * jax.vmap(score_fn)(path[:-1], ts[:-1])
+            y = jnp.concatenate([jnp.zeros_like(path[:1]), jnp.cumsum(dl * eps, axis=0)])
+            new = alpha * (path[:1] / alpha[:1] + y)
+            moved = ((new - path) / sigma) ** 2
+            change = jnp.sqrt(jnp.max(jnp.mean(moved.reshape(*moved.shape[:2], -1), axis=2)))
+            return new, change, count + 1
+
+        # The first guess: no noise is removed.
+        start = jnp.broadcast_to(x[None], (num_points + 1, *x.shape)) * (alpha / alpha[:1])
+        carry = start, jnp.inf, 0
+        path, _, _ = jax.lax.while_loop(lambda c: (c[1] > tolerance) & (c[2] < most), iterate, carry)
+        return path[-1], state
 
     return Sampler(no_state, step)

@@ -191,10 +191,12 @@ def _anneal(
     return jnp.concatenate([x[None], visited[:-1], last[None]]) if trajectory else last
 
 
-def langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_steps: int = 1) -> Sampler:
+def langevin_corrector(
+    sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_steps: int = 1, batch_averaged: bool = False
+) -> Sampler:
     """Langevin steps at time s, sized by the norms of score and noise (Eq. 3, left).
 
-    The norms are taken over each example by itself, so that a sample does not depend on its batch-mates.  Use it
+    The norms are those of each example by itself, so that a sample does not depend on its batch-mates.  Use it
     after a predictor, in `chain`.
 
     For many dimensions only: a step that depends on |score| leaves not p but p |score|^2 invariant,
@@ -205,10 +207,14 @@ def langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_st
       score_fn: `score_fn(x, t)`.
       snr: the ratio of the score term's norm to the noise's.
       num_steps: Langevin steps in each call.
+      batch_averaged: put the means of the norms over the batch for them, as the published code does: a sample then
+        depends on its batch-mates.
     """
 
     def size(score: Array, z: Array, s: Array) -> Array:
-        return expand(4 * snr**2 * square(z) / square(score), z)
+        norms = jnp.sqrt(square(z)), jnp.sqrt(square(score))
+        noise, gradient = (jnp.mean(n) if batch_averaged else n for n in norms)
+        return expand(4 * (snr * noise / gradient) ** 2, z)
 
     return _corrector(score_fn, size, num_steps)
 

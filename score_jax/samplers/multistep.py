@@ -35,9 +35,9 @@ from jax import Array
 
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, State
-from score_jax.sde import SDE, ScoreFn
+from score_jax.sde import SDE, ScoreFn, probability_flow_drift
 
-__all__ = ["deis", "dpm_solver_pp", "unipc"]
+__all__ = ["adams_bashforth", "deis", "dpm_solver_pp", "unipc"]
 
 # `predict(x, t)`, the variable that is a polynomial; `coordinate(t)`, in which it is one; and
 # `advance(key, x, t, s, u, integrate)`, the step, with `integrate(moments)` the integral of the polynomial
@@ -116,12 +116,41 @@ def deis(
         return jnp.exp(-0.5 * sde.log_snr(t))
 
     def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
-        return sde.alpha(s) * (x / sde.alpha(t) + integrate([-(u ** (k + 1)) / (k + 1) for k in range(4)]))
+        return sde.alpha(s) * (x / sde.alpha(t) + integrate(_moments(u)))
 
     def predict(x: Array, t: Array) -> Array:
         return -sde.sigma(t) * score_fn(x, t)
 
     return _adams(sde, predict, rho, advance, order, corrector, lower_order_final)
+
+
+def adams_bashforth(
+    sde: SDE, score_fn: ScoreFn, *, order: int = 2, corrector: bool = False, lower_order_final: bool = True
+) -> Sampler:
+    """Adams-Bashforth on the probability-flow ODE in time, for any grid, one evaluation a step.
+
+    x_s = x_t + int f x - g^2/2 score dt,  with the integrand a polynomial in t: no part of it is exact, which makes
+    it the plain method that the exponential ones are compared with.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      order: of convergence, 1 to 3; 1 is Euler's method.
+      corrector: as in `dpm_solver_pp` (the Adams-Moulton method), and so the rest.
+    """
+
+    def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
+        return x + integrate(_moments(u))
+
+    def predict(x: Array, t: Array) -> Array:
+        return probability_flow_drift(sde, score_fn, x, t)
+
+    return _adams(sde, predict, lambda t: t, advance, order, corrector, lower_order_final)
+
+
+def _moments(u: Array) -> list[Array]:
+    """Eq. 5."""
+    return [-(u ** (k + 1)) / (k + 1) for k in range(4)]
 
 
 def _adams(

@@ -6,15 +6,40 @@ and 7; Kingma et al. 2021, Eq. 25), and with x_0 replaced by its posterior mean
 
     x_s | x_t ~ N((alpha_s / alpha_t) (x_t + (1 - r) sigma_t^2 score(x_t, t)),
                   sigma_s^2 (1 - r) I).                                     (1)
+
+Forwards, the step from s to t is exactly
+
+    x_t = x_s + (a - 1) x_s + b z,   a = alpha_t / alpha_s,   b^2 = sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - r).   (2)
+
+The adaptive method (Jolicoeur-Martineau et al. 2021, Algorithm 1) takes an Euler-Maruyama step of size h to x', a
+second one of the same noise whose drift and diffusion are those at its end, and goes on from the mean x'' of the two
+if its distance from x',
+
+    E^2 = mean over dimensions of ((x'' - x') / max(atol, rtol |x'|, rtol |x|))^2,           (3)
+
+is at most 1; the next h is  0.9 h E^-0.9.  A rejected step says something about its noise: drawn anew, as published,
+the noise of the steps that are accepted is no longer normal, which in few dimensions shows.  Here the path of the
+noise is fixed beforehand, refined where it is asked for by Brownian bridges (Gaines & Lyons 1997),
+
+    W((u + v)/2) ~ N((W(u) + W(v)) / 2, (v - u) / 4),                       (4)
+
+with the log signal-to-noise ratio for a clock.
 """
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from score_jax.samplers.base import Sampler, no_state
-from score_jax.sde import SDE, ScoreFn, reverse_drift
+from score_jax.samplers.deterministic import heun
+from score_jax.sde import SDE, ScoreFn, expand, reverse_drift
+from score_jax.timesteps import time_of_log_snr
 
-__all__ = ["ancestral", "euler_maruyama"]
+__all__ = ["adaptive_sde", "ancestral", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
 
 
 def euler_maruyama(sde: SDE, score_fn: ScoreFn) -> Sampler:
@@ -27,6 +52,20 @@ def euler_maruyama(sde: SDE, score_fn: ScoreFn) -> Sampler:
         z = jax.random.normal(key, x.shape, x.dtype)
         x = x - (t - s) * reverse_drift(sde, score_fn, x, t) + sde.diffusion(t) * jnp.sqrt(t - s) * z
         return x, state
+
+    return Sampler(no_state, step)
+
+
+def reverse_diffusion(sde: SDE, score_fn: ScoreFn) -> Sampler:
+    """The reverse of the forward chain's own step (Song et al. 2021, Eq. 46, with Eq. 2): weak order 1.
+
+    x_s = (2 - a) x_t + b^2 score + b z.
+    """
+
+    def step(key, x, t, s, state):
+        variance = -(sde.sigma(t) ** 2) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
+        mean = (2 - sde.alpha(t) / sde.alpha(s)) * x + variance * score_fn(x, t)
+        return mean + jnp.sqrt(variance) * jax.random.normal(key, x.shape, x.dtype), state
 
     return Sampler(no_state, step)
 
@@ -45,3 +84,133 @@ def ancestral(sde: SDE, score_fn: ScoreFn) -> Sampler:
         return mean + sde.sigma(s) * jnp.sqrt(one_minus_r) * z, state
 
     return Sampler(no_state, step)
+
+
+def stochastic_heun(
+    sde: SDE,
+    score_fn: ScoreFn,
+    *,
+    churn: float = 0.4,
+    noise_min: float = 0.0,
+    noise_max: float = math.inf,
+    noise_scale: float = 1.0,
+) -> Sampler:
+    """EDM's stochastic sampler (Karras et al. 2022, Algorithm 2): noise is added, then Heun's step removes more.
+
+    In x / alpha, whose noise level is l = sigma / alpha, a step first goes up to (1 + churn) l, but not beyond t_max.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      churn: how much noise a step adds, relative to the level: S_churn / N of the paper, at most sqrt(2) - 1 there.
+      noise_min: the smallest l at which noise is added (S_tmin).
+      noise_max: the largest (S_tmax).
+      noise_scale: the standard deviation of the noise (S_noise); a little above 1 makes up for a network that
+        removes too much.
+
+    Raises:
+      ValueError: if `churn` is negative.
+    """
+    if churn < 0:
+        raise ValueError(f"stochastic_heun needs churn >= 0, got {churn}")
+    solver = heun(sde, score_fn)
+
+    def step(key, x, t, s, state):
+        key_noise, key = jax.random.split(key)
+        level = sde.sigma(t) / sde.alpha(t)
+        active = (level >= noise_min) & (level <= noise_max) & (t < sde.t_max)
+        above = time_of_log_snr(sde, sde.log_snr(t) - 2 * math.log1p(churn))
+        up = jnp.where(active, above, t)
+        ratio = sde.alpha(up) / sde.alpha(t)
+        added = noise_scale * sde.sigma(up) * jnp.sqrt(-jnp.expm1(sde.log_snr(up) - sde.log_snr(t)))
+        z = jax.random.normal(key_noise, x.shape, x.dtype)
+        return solver.step(key, ratio * x + added * z, up, s, state)
+
+    return Sampler(no_state, step)
+
+
+def adaptive_sde(
+    sde: SDE, score_fn: ScoreFn, *, rtol: float = 0.02, atol: float = 0.0078, max_steps: int = 10_000
+) -> Sampler:
+    """The reverse SDE with adaptive steps (Eq. 3), two evaluations each; every example has its own.
+
+    From one time of the grid to the next it takes as many steps as the tolerances ask for: `[t_max, t_min]` will do
+    for a grid.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`, with t `[batch]`.
+      rtol: relative tolerance of a step.
+      atol: absolute tolerance of a step, in the units of the data; by default 1/256 of the range [-1, 1].
+      max_steps: steps, rejected ones included, between two times of the grid, after which the states are NaN.
+
+    Raises:
+      ValueError: if a tolerance is not positive.
+    """
+    if rtol <= 0 or atol <= 0:
+        raise ValueError(f"adaptive_sde needs positive tolerances, got rtol={rtol} and atol={atol}")
+
+    def init(x: Array, t: Array) -> Array:
+        return jnp.full(len(x), 0.01 * (sde.t_max - sde.t_min))
+
+    def move(x: Array, where: Array, t: Array, h: Array, z: Array) -> Array:
+        """Euler-Maruyama from x with the coefficients at (where, t)."""
+        noise = expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+        return x - expand(h, x) * reverse_drift(sde, score_fn, where, t) + noise
+
+    def attempt(path: Callable[[Array], tuple[Array, Array]], s: Array, carry: Any) -> Any:
+        x, previous, t, noise, h, count = carry
+        left = t - s
+        arrived = jnp.where(h < left, t - h, s)
+        (u, w), (v, w_arrived) = noise, path(arrived)
+        z = (w_arrived - w) / expand(jnp.sqrt(jnp.maximum(v - u, 1e-12)), x)
+        first = move(x, x, t, t - arrived, z)
+        second = 0.5 * (first + move(x, first, arrived, t - arrived, z))
+        scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(first), jnp.abs(previous)))
+        error = jnp.sqrt(jnp.mean(((second - first) / scale).reshape(len(x), -1) ** 2, axis=1))
+        # An error that is not a number ends the example: its state says so.
+        accept = ~(error > 1) & (left > 0)
+        new, old = (second, first, arrived, (v, w_arrived)), (x, previous, t, noise)
+        moved = jax.tree.map(lambda a, b: jnp.where(expand(accept, a), a, b), new, old)
+        wanted = 0.9 * (t - arrived) * jnp.maximum(error, 1e-6) ** -0.9
+        h = jnp.where(left > 0, jnp.where(jnp.isfinite(wanted), wanted, left), h)
+        return *moved, h, count + 1
+
+    def step(key, x, t, s, state):
+        keys = jax.random.split(key, len(x))
+        first, last = sde.log_snr(t), sde.log_snr(s)
+
+        def path(time: Array) -> tuple[Array, Array]:
+            u = (sde.log_snr(time) - first) / (last - first)
+            return u, jax.vmap(_brownian)(keys, u, x)
+
+        def going(carry: Any) -> Array:
+            return jnp.any(carry[2] > s) & (carry[5] < max_steps)
+
+        start = x, x, jnp.full(len(x), t), (jnp.zeros(len(x)), jnp.zeros_like(x)), state, 0
+        x, _, t, _, h, _ = jax.lax.while_loop(going, lambda carry: attempt(path, s, carry), start)
+        return jnp.where(expand(t > s, x), jnp.nan, x), h
+
+    return Sampler(init, step)
+
+
+def _brownian(key: Array, u: Array, like: Array) -> Array:
+    """W(u), u in [0, 1], of the Brownian path of a key, in the shape of `like` (Eq. 4, 16 halvings)."""
+    key_end, key = jax.random.split(key)
+
+    def halve(level: int, carry: Any) -> Any:
+        key, left, w_left, w_right = carry
+        key, key_left, key_right = jax.random.split(key, 3)
+        width = 0.5**level
+        w = 0.5 * (w_left + w_right + jnp.sqrt(width) * jax.random.normal(key, like.shape, like.dtype))
+        right = u >= left + 0.5 * width
+        return (
+            jnp.where(right, key_right, key_left),
+            jnp.where(right, left + 0.5 * width, left),
+            jnp.where(right, w, w_left),
+            jnp.where(right, w_right, w),
+        )
+
+    start = key, jnp.zeros_like(u), jnp.zeros_like(like), jax.random.normal(key_end, like.shape, like.dtype)
+    _, left, w_left, w_right = jax.lax.fori_loop(0, 16, halve, start)
+    return w_left + (u - left) * 2.0**16 * (w_right - w_left)
