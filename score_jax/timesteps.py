@@ -12,7 +12,12 @@ signal-to-noise ratio): draws are uniform in lambda_t,
 
     q(t) = -lambda_t' (t_max - t_min) / (lambda_{t_min} - lambda_{t_max}).  (2)
 
-A grid of n steps is `[n + 1]` times, decreasing from t_max to t_min, both included.
+A grid of n steps is `[n + 1]` times, decreasing from t_max to t_min, both included.  With the half log
+signal-to-noise ratio l and the posterior mean D, a step of length h of a solver of order k that takes D for a
+polynomial in l (`samplers.multistep`) errs by about  alpha |D^(k)| h^(k+1),  in units of x_t's spread s;
+n steps err least together where each errs alike, with a density of points
+
+    rho(l) ~ (alpha |D^(k)(l)| / s)^(1/(k+1)).                              (5)
 
 The scales of NCSNv2 (Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models"):
 sigma_max is the largest distance between two data points (Technique 1); in d dimensions the ratio r of two
@@ -35,9 +40,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.sde import SDE
+from score_jax.parameterization import tweedie
+from score_jax.sde import SDE, ScoreFn
 
 __all__ = [
+    "curvature",
     "draw_importance",
     "draw_levels",
     "draw_stratified",
@@ -49,6 +56,7 @@ __all__ = [
     "level_of_time",
     "level_ratio",
     "log_snr",
+    "quadratic",
     "time_of_log_snr",
     "uniform",
 ]
@@ -159,6 +167,48 @@ def log_snr(sde: SDE, n: int) -> Array:
     """`[n + 1]` times at which log(alpha^2/sigma^2) is equally spaced (Lu et al. 2022, Section 3.3)."""
     first, last = sde.log_snr(sde.t_max), sde.log_snr(sde.t_min)
     return _with_ends(sde, time_of_log_snr(sde, first + (last - first) * _fractions(n)))
+
+
+def quadratic(sde: SDE, n: int) -> Array:
+    """`[n + 1]` times whose roots are equally spaced (Song et al. 2020, DDIM, Appendix D.2)."""
+    first, last = jnp.sqrt(sde.t_max), jnp.sqrt(sde.t_min)
+    return _with_ends(sde, (first + (last - first) * _fractions(n)) ** 2)
+
+
+def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, num_points: int = 100) -> Array:
+    """`[n + 1]` times learned from the score's own curvature along its paths (Eq. 5), once for a network.
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`; it is evaluated `num_points` times on x.
+      x: where some paths start at t_max, `[batch, *event]`; a few images do.
+      n: steps.
+      order: k, of the solver.
+      num_points: DDIM steps along the paths.
+
+    Raises:
+      ValueError: for an order below 1, or fewer points than twice the order.
+    """
+    if order < 1 or num_points < 2 * order:
+        raise ValueError(f"curvature needs order >= 1 and num_points >= 2 order, got {order} and {num_points}")
+    ts = log_snr(sde, num_points)
+    ls = 0.5 * jnp.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), num_points + 1)
+
+    def ddim(x: Array, times: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        t, s = times
+        mean = tweedie(sde, score_fn, x, t)
+        spread = jnp.sqrt(jnp.mean(jnp.var(x, axis=0)))
+        return sde.sigma(s) / sde.sigma(t) * (x - sde.alpha(t) * mean) + sde.alpha(s) * mean, (mean, spread)
+
+    _, (means, spread) = jax.lax.scan(ddim, x, (ts[:-1], ts[1:]))
+    derivative = jnp.diff(means, order, axis=0).reshape(num_points - order, -1) / (ls[1] - ls[0]) ** order
+    at = jnp.arange(len(derivative)) + order // 2
+    error = sde.alpha(ts)[at] * jnp.sqrt(jnp.mean(derivative**2, axis=1)) / spread[at]
+    density = error ** (1 / (order + 1))
+    # Where nothing curves the points still need to be somewhere.
+    density = jnp.interp(ls, ls[at], density + 1e-3 * jnp.max(density))
+    reached = jnp.concatenate([jnp.zeros(1), jnp.cumsum(0.5 * (density[1:] + density[:-1]))])
+    return _with_ends(sde, time_of_log_snr(sde, 2 * jnp.interp(reached[-1] * _fractions(n), reached, ls)))
 
 
 def ladder(sde: SDE, n: int) -> Array:
