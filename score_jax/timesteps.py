@@ -17,19 +17,19 @@ signal-to-noise ratio l and the posterior mean D, a step of length h of a solver
 polynomial in l (`samplers.multistep`) errs by about  alpha |D^(k)| h^(k+1),  in units of x_t's spread s;
 n steps err least together where each errs alike, with a density of points
 
-    rho(l) ~ (alpha |D^(k)(l)| / s)^(1/(k+1)).                              (5)
+    rho(l) ~ (alpha |D^(k)(l)| / s)^(1/(k+1)).                              (3)
 
 The scales of NCSNv2 (Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models"):
 sigma_max is the largest distance between two data points (Technique 1); in d dimensions the ratio r of two
 neighbouring levels solves, with Phi the standard normal distribution function (Technique 2),
 
-    Phi(sqrt(2 d) (r - 1) + 3 r) - Phi(sqrt(2 d) (r - 1) - 3 r) = 1/2,      (3)
+    Phi(sqrt(2 d) (r - 1) + 3 r) - Phi(sqrt(2 d) (r - 1) - 3 r) = 1/2,      (4)
 
 and the step size e of T Langevin steps a level is such that a Gaussian of variance (r sigma)^2 ends with
 variance s^2 nearest sigma^2 (Technique 4).  In the notation of `samplers.langevin`, whose e is twice the paper's, and
 with c the variance that further steps would lead to,
 
-    s^2/sigma^2 = (1 - e / (2 sigma_L^2))^(2 T) (r^2 - c) + c,    c = 1 / (1 - e / (4 sigma_L^2)).  (4)
+    s^2/sigma^2 = (1 - e / (2 sigma_L^2))^(2 T) (r^2 - c) + c,    c = 1 / (1 - e / (4 sigma_L^2)).  (5)
 """
 
 import math
@@ -176,7 +176,7 @@ def quadratic(sde: SDE, n: int) -> Array:
 
 
 def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, num_points: int = 100) -> Array:
-    """`[n + 1]` times learned from the score's own curvature along its paths (Eq. 5), once for a network.
+    """`[n + 1]` times learned from the score's own curvature along its paths (Eq. 3), once for a network.
 
     Args:
       sde: the process.
@@ -253,10 +253,10 @@ def largest_distance(x: np.ndarray, *, block: int = 2048) -> float:
 
 
 def level_ratio(dimension: int) -> float:
-    """The ratio of neighbouring noise levels in `dimension` dimensions (Eq. 3, NCSNv2's Technique 2), above 1.
+    """The ratio of neighbouring noise levels in `dimension` dimensions (Eq. 4, NCSNv2's Technique 2), above 1.
 
     Raises:
-      ValueError: for fewer than 5 dimensions, where Eq. 3 does not determine it.
+      ValueError: for fewer than 5 dimensions, where Eq. 4 does not determine it.
     """
     # The overlap falls with the ratio as soon as sqrt(2 d) > 3, and from almost 1.
     if dimension < 5:
@@ -277,7 +277,7 @@ def level_ratio(dimension: int) -> float:
 
 
 def langevin_step_size(sigma_min: float, ratio: float, num_steps: int) -> float:
-    """The step size at the last level (Eq. 4, NCSNv2's Technique 4) that brings s^2/sigma^2 nearest 1.
+    """The step size at the last level (Eq. 5, NCSNv2's Technique 4) that brings s^2/sigma^2 nearest 1.
 
     Args:
       sigma_min: the smallest noise level.
