@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import moments
 
 import score_jax as sj
 from score_jax import timesteps
@@ -60,7 +59,8 @@ def test_exact_classifier_gives_the_component_s_score(sde, mixture, points):
         np.testing.assert_allclose(guided, (1 - scale) * whole + scale * own, **TOLERANCE)
 
 
-def test_scale_0_is_unconditional_and_scale_1_conditional(sde, mixture, points):
+def test_scale_0_is_unconditional_and_scale_1_conditional(mixture, points):
+    sde = sj.VP()
     conditional, unconditional = component(mixture, 0).score_fn(sde), mixture.score_fn(sde)
 
     def guided(scale):
@@ -71,8 +71,9 @@ def test_scale_0_is_unconditional_and_scale_1_conditional(sde, mixture, points):
     np.testing.assert_array_equal(guided(2.5), sj.autoguidance(conditional, unconditional, scale=2.5)(*points))
 
 
-def test_guided_gaussians_of_equal_variance_have_a_mean_further_out(sde, points):
+def test_guided_gaussians_of_equal_variance_have_a_mean_further_out(points):
     """N(m, v)^w N(n, v)^(1 - w) is N(w m + (1 - w) n, v), at every noise level."""
+    sde = sj.VP()
     m, n, w = np.array([1.0, 0.5]), np.array([0.2, -0.3]), 3.0
     conditional, unconditional = (gaussian(mean, 0.4).score_fn(sde) for mean in (m, n))
     guided = sj.classifier_free_guidance(conditional, unconditional, scale=w)
@@ -175,8 +176,9 @@ def test_product_of_gaussians_is_a_gaussian_at_time_0_only():
     assert float(jnp.abs(score_fn(x, t) - product.score_fn(sde)(x, t)).max()) > 0.5
 
 
-def test_powers_of_a_product(sde, points):
+def test_powers_of_a_product(points):
     """p^2 / p is p; and guidance is a product of powers w and 1 - w."""
+    sde = sj.VP()
     score_fn, other = gaussian([1.0, 0.0], 0.3).score_fn(sde), gaussian([0.0, 1.0], 0.6).score_fn(sde)
     powers = sj.product_of_densities([score_fn, score_fn], weights=[2.0, -1.0])
     np.testing.assert_allclose(powers(*points), score_fn(*points), **TOLERANCE)
@@ -185,16 +187,17 @@ def test_powers_of_a_product(sde, points):
     np.testing.assert_allclose(product(*points), guided(*points), **TOLERANCE)
 
 
-def test_mixture_of_densities_is_exact_at_every_time(sde, mixture, points):
+def test_mixture_of_densities_is_exact_at_every_time(mixture, points):
     """The mixture's components, put together again; weights need not sum to one."""
+    sde = sj.VP()
     parts = [component(mixture, k) for k in (0, 1)]
     score_fn = sj.mixture_of_densities(
         [p.score_fn(sde) for p in parts], [log_density(p, sde) for p in parts], weights=[7.0, 3.0]
     )
-    np.testing.assert_allclose(score_fn(*points), mixture.score_fn(sde)(*points), **TOLERANCE)
+    np.testing.assert_allclose(jax.jit(score_fn)(*points), mixture.score_fn(sde)(*points), **TOLERANCE)
     equal = sj.mixture_of_densities([p.score_fn(sde) for p in parts], [log_density(p, sde) for p in parts])
     even = dataclasses.replace(mixture, weights=jnp.array([0.5, 0.5]))
-    np.testing.assert_allclose(equal(*points), even.score_fn(sde)(*points), **TOLERANCE)
+    np.testing.assert_allclose(jax.jit(equal)(*points), even.score_fn(sde)(*points), **TOLERANCE)
 
 
 def test_guided_scores_of_images_compile_once():
