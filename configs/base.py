@@ -45,7 +45,7 @@ def base() -> ConfigDict:
                 sampler=dict(name="heun"),
                 corrector=dict(name=""),  # '': none
                 # 'classifier_free_guidance' or 'classifier_guidance' (score_jax.guidance), only between the times
-                # interval=(t_low, t_high) if given; classifier: the workdir of one, of configs/classifier_digits.py say.
+                # interval=(t_low, t_high) if given; classifier: the workdir of one, of `classifier_digits` say.
                 guidance=dict(name="", scale=1.0, interval=placeholder(tuple), classifier=""),
                 grid="karras",
                 num_steps=18,

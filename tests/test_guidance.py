@@ -200,6 +200,26 @@ def test_mixture_of_densities_is_exact_at_every_time(mixture, points):
     np.testing.assert_allclose(jax.jit(equal)(*points), even.score_fn(sde)(*points), **TOLERANCE)
 
 
+def test_cross_entropy_of_the_exact_classifier_is_the_conditional_entropy():
+    """Labels -1 and 1 are the data: p(y | x) = 1/(1 + exp(-2 y alpha x / sigma^2)); by quadrature over x given y = 1.
+
+    100,000 draws, 4.5 standard errors: false alarms below 1e-5.
+    """
+    sde, t, n = sj.VP(), jnp.array(0.3), 100_000
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    y = jnp.where(jnp.arange(n) % 2, 1.0, -1.0)
+
+    def log_likelihood(x, t):
+        return jax.nn.log_sigmoid(2 * y * sde.alpha(t) * x[:, 0] / sde.sigma(t) ** 2)
+
+    loss = np.asarray(sj.cross_entropy(jax.random.key(0), sde, log_likelihood, y[:, None], t))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    entropy = np.log1p(np.exp(-2 * alpha * (alpha + sigma * nodes) / sigma**2)) @ weights / weights.sum()
+    assert loss.shape == (n,)
+    assert abs(loss.mean() - entropy) < 4.5 * loss.std() / np.sqrt(n)
+    assert entropy > 20 * loss.std() / np.sqrt(n)
+
+
 def test_guided_scores_of_images_compile_once():
     """Closed forms with a traced scale: towards 1 and away from 0 inside the interval, and towards small |x|^2."""
     traces = []
