@@ -157,9 +157,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
     """
     act = lookup.choose(MODES, mode, "--mode")
     if is_classifier(config) and act not in (_train, _evaluate):
-        raise UserError(
-            f"--mode={mode} needs a score, and config.training.objective makes a classifier: train, evaluate"
-        )
+        raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
     train.tune_cpu()
     opened = Run(config, pathlib.Path(workdir))
     act(opened)

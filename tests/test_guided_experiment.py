@@ -41,7 +41,7 @@ class Recorder:
 
 @pytest.mark.parametrize("rate", [0.0, 0.25])
 def test_training_drops_the_share_of_labels_that_the_config_says(rate):
-    """20,000 labels; the share and the mean time of those dropped within 4.5 standard errors: false alarms below 1e-4."""
+    """20,000 labels; the share and the mean time of those dropped within 4.5 standard errors, false alarms < 1e-4."""
     config, network, n = get_config("vp_digits_conditional"), Recorder(), 20_000
     config.training.update(label_dropout=rate, times="draw_uniform")
     labels = jnp.arange(n) % 10
@@ -71,9 +71,9 @@ def test_the_classifier_of_a_workdir_guides(runs):
     other = experiment.Run(classifier_config(), runs / "classifier_digits")
     params = other.restore()[1].ema
     x, t, y = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.full(3, 0.25), jnp.array([0, 7, 9])
-    logits = np.asarray(other.network.apply(params, x, 999 * t))
+    logits = np.asarray(jax.jit(other.network.apply)(params, x, 999 * t))
     expected = logits[np.arange(3), y] - np.log(np.exp(logits).sum(axis=1))
-    np.testing.assert_allclose(run.classifier(y, x, t), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(run.classifier)(y, x, t), expected, rtol=1e-4, atol=1e-5)
     assert run.classes == 10
 
 
@@ -83,12 +83,12 @@ def classifier_config():
     return config
 
 
-def test_every_guidance_changes_the_samples(runs):
-    path, seen = runs / "vp_digits_conditional", []
-    for name, scale in (("classifier_free_guidance", 2.0), ("classifier_guidance", 50.0), ("", 1.0)):
-        experiment.run(guided(runs, name=name, scale=scale), "sample", path)
-        seen.append(np.load(path / "samples/step_6.npz")["arr_0"])
-    assert not any(np.array_equal(a, b) for a, b in zip(seen, seen[1:] + seen[:1], strict=True))
+def test_samples_of_either_guidance_are_of_classes(runs):
+    """Those that training ends with are free of a classifier; evaluation makes others, and knows their classes."""
+    path = runs / "vp_digits_conditional"
+    assert np.load(path / "samples/step_6.npz")["arr_0"].shape == (5, 8, 8, 1)
+    experiment.run(guided(runs, name="classifier_guidance", scale=3.0), "evaluate", path)
+    assert 0 <= json.loads((path / "evaluation.json").read_text())["class_agreement"]["generated"] <= 1
 
 
 def test_a_classifier_reports_its_accuracy_and_has_no_samples(runs, capsys):
@@ -117,30 +117,23 @@ def test_accuracy_is_the_share_told_right_at_each_noise_level():
     np.testing.assert_allclose(list(table.values()), expected, atol=4.5 * np.sqrt(0.25 / n))
 
 
-def test_class_agreement_is_right_for_right_labels_and_chance_for_wrong_ones():
+def test_class_agreement_is_the_share_of_right_labels():
+    """Real digits, the labels of half of them wrong."""
     datasets = [data.load("digits", split) for split in data.SPLITS]
     x, y = datasets[1].read(np.arange(360))
-    options = dict(centered=True, classifier=True)
-    right = evaluate.against_data(2 * (x / 255.0) - 1, datasets, labels=y, **options)["class_agreement"]
-    wrong = evaluate.against_data(2 * (x / 255.0) - 1, datasets, labels=(y + 1) % 10, **options)["class_agreement"]
-    assert right["generated"] > 0.93
-    assert right["real"] == wrong["real"] > 0.93
-    assert wrong["generated"] < 0.05
-
-
-def test_evaluation_of_classes(runs):
-    config = tiny("vp_digits_conditional")
-    experiment.run(config, "evaluate", runs / "vp_digits_conditional")
-    table = json.loads((runs / "vp_digits_conditional/evaluation.json").read_text())
-    assert 0 <= table["class_agreement"]["generated"] <= 1
+    wrong = np.where(np.arange(360) < 180, y, (y + 1) % 10)
+    table = evaluate.against_data(x / 127.5 - 1, datasets, labels=wrong, centered=True, classifier=True)
+    assert 0.47 < table["class_agreement"]["generated"] < 0.53
+    assert 0.93 < table["class_agreement"]["real"] < 1
 
 
 def test_a_run_older_than_a_field_goes_on_where_that_is_off(tmp_path):
-    workdir.open_workdir(tmp_path, {"training": {"weight": 1.0}})
-    workdir.open_workdir(tmp_path, {"training": {"weight": 1.0, "label_dropout": 0.0}})
-    workdir.open_workdir(tmp_path, {"training": {"weight": 1.0}})
-    with pytest.raises(UserError, match=r"label_dropout is None there and 0\.1 here"):
-        workdir.open_workdir(tmp_path, {"training": {"weight": 1.0, "label_dropout": 0.1}})
+    old, off, on = ({"training": {"weight": 1.0, **new}} for new in ({}, {"dropout": 0.0}, {"dropout": 0.1}))
+    workdir.open_workdir(tmp_path / "a", old)
+    workdir.open_workdir(tmp_path / "a", off)
+    workdir.open_workdir(tmp_path / "b", old)
+    with pytest.raises(UserError, match=r"training\.dropout is None there and 0\.1 here"):
+        workdir.open_workdir(tmp_path / "b", on)
 
 
 def test_mistakes_get_one_line(runs, tmp_path):
