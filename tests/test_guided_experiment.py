@@ -10,19 +10,25 @@ from scipy.stats import norm
 from test_experiment import get_config, tiny
 
 import score_jax as sj
-from score_jax import build, data, evaluate, experiment, workdir
+from score_jax import build, checkpoint, data, evaluate, experiment, workdir
 from score_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A score of classes and a classifier, both hardly trained."""
+    """A score of classes as it is before training, and a classifier, hardly trained."""
     root = tmp_path_factory.mktemp("guided")
-    for name in ("vp_digits_conditional", "classifier_digits"):
-        config = tiny(name)
-        config.network.update(features=4, multipliers=(1,))
-        experiment.run(config, "train", root / name)
+    experiment.run(classifier_config(), "train", root / "classifier_digits")
+    run = experiment.Run(tiny("vp_digits_conditional"), root / "vp_digits_conditional")
+    with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
+        checkpoint.save(manager, 6, jax.jit(run.init_state)(), {})
     return root
+
+
+def classifier_config():
+    config = tiny("classifier_digits")
+    config.network.update(features=4, multipliers=(1,))
+    return config
 
 
 def guided(runs, **fields):
@@ -77,15 +83,9 @@ def test_the_classifier_of_a_workdir_guides(runs):
     assert run.classes == 10
 
 
-def classifier_config():
-    config = tiny("classifier_digits")
-    config.network.update(features=4, multipliers=(1,))
-    return config
-
-
 def test_samples_of_either_guidance_are_of_classes(runs):
-    """Those that training ends with are free of a classifier; evaluation makes others, and knows their classes."""
     path = runs / "vp_digits_conditional"
+    experiment.run(guided(runs, name="classifier_free_guidance"), "sample", path)
     assert np.load(path / "samples/step_6.npz")["arr_0"].shape == (5, 8, 8, 1)
     experiment.run(guided(runs, name="classifier_guidance", scale=3.0), "evaluate", path)
     assert 0 <= json.loads((path / "evaluation.json").read_text())["class_agreement"]["generated"] <= 1
