@@ -134,6 +134,9 @@ def make_guided_score_fn(
       config: also as in `make_score_fn`, and so the rest.
       y: labels `[batch]`, of the network, the classifier or both.
       classifier: `classifier(y, x, t) -> [batch]`, log p(y | x_t), for classifier guidance.
+
+    Raises:
+      UserError: for guidance without a classifier by a network that knows no classes, or not what 'no class' is.
     """
     classes, field = num_classes(config), "config.sampling.guidance"
     score_fn = make_score_fn(config, sde, network, params, y if classes else None)
