@@ -3,6 +3,7 @@
 import math
 
 from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
 
 
 def base() -> ConfigDict:
@@ -35,6 +36,7 @@ def base() -> ConfigDict:
                 objective="denoising_score_matching",
                 times="draw_uniform",
                 weighting="variance_weighting",
+                label_dropout=0.0,  # share of labels replaced by 'no class', for classifier-free guidance; 0.1 to 0.2
                 reduce_mean=True,  # loss: mean over dimensions; otherwise half the sum
                 log_every=100,
                 checkpoint_every=1000,
@@ -42,6 +44,9 @@ def base() -> ConfigDict:
             sampling=dict(
                 sampler=dict(name="heun"),
                 corrector=dict(name=""),  # '': none
+                # 'classifier_free_guidance' or 'classifier_guidance' (score_jax.guidance), only between the times
+                # interval=(t_low, t_high) if given; classifier: the workdir of one, of `classifier_digits` say.
+                guidance=dict(name="", scale=1.0, interval=placeholder(tuple), classifier=""),
                 grid="karras",
                 num_steps=18,
                 # Of annealed Langevin at the smallest level, in the published notation, in place of its corrector's

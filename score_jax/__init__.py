@@ -3,9 +3,10 @@
 import importlib
 from typing import Any
 
-from score_jax import analytic, divergence, losses, parameterization, samplers, sde, timesteps
+from score_jax import analytic, divergence, guidance, losses, parameterization, samplers, sde, timesteps
 from score_jax.analytic import *  # noqa: F403
 from score_jax.divergence import *  # noqa: F403
+from score_jax.guidance import *  # noqa: F403
 from score_jax.losses import *  # noqa: F403
 from score_jax.parameterization import *  # noqa: F403
 from score_jax.samplers import *  # noqa: F403
@@ -23,6 +24,7 @@ __all__ = [
     "timesteps",
     *analytic.__all__,
     *divergence.__all__,
+    *guidance.__all__,
     *losses.__all__,
     *parameterization.__all__,
     *samplers.__all__,

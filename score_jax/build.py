@@ -18,14 +18,18 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import data, lookup, losses, networks, parameterization, samplers, timesteps, train
+from score_jax import data, guidance, lookup, losses, networks, parameterization, samplers, timesteps, train
 from score_jax import sde as sde_module
 from score_jax.errors import UserError
 from score_jax.sde import SDE, ScoreFn
 
 __all__ = [
+    "is_classifier",
     "make_grid",
+    "make_guided_score_fn",
+    "make_log_likelihood",
     "make_loss",
+    "make_net",
     "make_network",
     "make_sampler",
     "make_score_fn",
@@ -68,6 +72,36 @@ def num_classes(config: ConfigDict) -> int:
     return config.network.get("num_classes", 0)
 
 
+def is_classifier(config: ConfigDict) -> bool:
+    """Whether the network is trained to tell the class of x_t, not its score."""
+    return config.training.objective == losses.cross_entropy.__name__
+
+
+def make_net(
+    config: ConfigDict, sde: SDE, network: nn.Module, params: Any, y: Array | None = None, **apply: Any
+) -> Callable[[Array, Array], Array]:
+    """What a network with parameters says of (x, t), whatever that is; arguments as in `make_score_fn`."""
+    condition = lookup.choose(CONDITIONINGS, config.conditioning, "config.conditioning")
+
+    def net(x: Array, t: Array) -> Array:
+        cond = jnp.broadcast_to(condition(config, sde, t), x.shape[:1])
+        return cast(Array, network.apply(params, x, cond, y, **apply))
+
+    return net
+
+
+def make_log_likelihood(
+    config: ConfigDict, sde: SDE, network: nn.Module, params: Any, y: Array, **apply: Any
+) -> Callable[[Array, Array], Array]:
+    """log p(y | x_t) of a classifier, as `guidance.classifier_guidance` takes it; arguments as in `make_score_fn`."""
+    net = make_net(config, sde, network, params, **apply)
+
+    def log_likelihood(x: Array, t: Array) -> Array:
+        return jnp.take_along_axis(jax.nn.log_softmax(net(x, t)), y[:, None], axis=1)[:, 0]
+
+    return log_likelihood
+
+
 def make_score_fn(
     config: ConfigDict, sde: SDE, network: nn.Module, params: Any, y: Array | None = None, **apply: Any
 ) -> ScoreFn:
@@ -78,17 +112,48 @@ def make_score_fn(
       sde: the process.
       network: a Linen module.
       params: its parameters.
-      y: labels `[batch]`, for a network of classes.
+      y: labels `[batch]`, for a network of classes; `num_classes` for none.
       **apply: passed to `network.apply`: `train`, `rngs`.
     """
-    condition = lookup.choose(CONDITIONINGS, config.conditioning, "config.conditioning")
-
-    def net(x: Array, t: Array) -> Array:
-        cond = jnp.broadcast_to(condition(config, sde, t), x.shape[:1])
-        return cast(Array, network.apply(params, x, cond, y, **apply))
-
+    net = make_net(config, sde, network, params, y, **apply)
     adapter = lookup.find(parameterization, config.parameterization.name, "config.parameterization", takes="sde, net")
     return lookup.call(adapter, sde, net, field="config.parameterization", **lookup.fields(config.parameterization))
+
+
+def make_guided_score_fn(
+    config: ConfigDict,
+    sde: SDE,
+    network: nn.Module,
+    params: Any,
+    y: Array,
+    classifier: Callable[[Array, Array, Array], Array] | None = None,
+) -> ScoreFn:
+    """The score that sampling follows: that of the network, under `config.sampling.guidance` if it has a name.
+
+    Args:
+      config: also as in `make_score_fn`, and so the rest.
+      y: labels `[batch]`, of the network, the classifier or both.
+      classifier: `classifier(y, x, t) -> [batch]`, log p(y | x_t), for classifier guidance.
+
+    Raises:
+      UserError: for guidance without a classifier by a network that knows no classes, or not what 'no class' is.
+    """
+    classes, field = num_classes(config), "config.sampling.guidance"
+    score_fn = make_score_fn(config, sde, network, params, y if classes else None)
+    name = config.sampling.guidance.name
+    if not name:
+        return score_fn
+    fns = guidance.classifier_guidance, guidance.classifier_free_guidance
+    guide = lookup.choose({fn.__name__: fn for fn in fns}, name, field)
+    other: Callable[[Array, Array], Array]
+    if guide is guidance.classifier_guidance:
+        other = functools.partial(cast(Callable, classifier), y)
+    elif classes and config.training.label_dropout:
+        other = make_score_fn(config, sde, network, params, jnp.full_like(y, classes))
+    else:
+        raise UserError(f"{field}: {name} needs a network of classes, trained with config.training.label_dropout")
+    fields = {k: v for k, v in lookup.fields(config.sampling.guidance).items() if k != "classifier"}
+    return lookup.call(guide, score_fn, other, field=field, **fields)
 
 
 def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sampler:
@@ -129,22 +194,44 @@ def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
     draw = lookup.find(timesteps, config.training.times, "config.training.times", takes="key, sde, n")
     if draw is timesteps.draw_levels:
         draw = functools.partial(draw, num_levels=config.num_levels)
-    objective = lookup.find(
-        losses, config.training.objective, "config.training.objective", takes="key, sde, score_fn, x0, t"
-    )
+    objective = lookup.find(losses, config.training.objective, "config.training.objective", takes="key, sde")
     weight = lookup.find(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
+    if is_classifier(config) != isinstance(network, networks.Classifier):
+        raise UserError(
+            f"config.training.objective: {config.training.objective!r} does not train a {config.network.name}: "
+            "'cross_entropy' is for the network Classifier, and for it alone"
+        )
+    dropout = _label_dropout(config)
 
     def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
-        x = batch["x"]
-        y = batch["y"] if num_classes(config) else None
+        x, y = batch["x"], batch["y"]
+        if dropout:
+            key_dropout, key_label = jax.random.split(key_dropout)
+            y = jnp.where(jax.random.bernoulli(key_label, dropout, y.shape), num_classes(config), y)
         t, importance = draw(key_t, sde, len(x))
-        score_fn = make_score_fn(config, sde, network, params, y, train=True, rngs={"dropout": key_dropout})
+        apply: dict[str, Any] = dict(train=True, rngs={"dropout": key_dropout})
+        if is_classifier(config):
+            log_likelihood = make_log_likelihood(config, sde, network, params, y, **apply)
+            return jnp.mean(importance * objective(key_noise, sde, log_likelihood, x, t))
+        score_fn = make_score_fn(config, sde, network, params, y if num_classes(config) else None, **apply)
         loss = jnp.mean(importance * objective(key_noise, sde, score_fn, x, t, weight=weight))
         # The published VP configs average over dimensions, the VE ones take half the sum (reduce_mean).
         return loss * 2 / x[0].size if config.training.reduce_mean else loss
 
     return loss_fn
+
+
+def _label_dropout(config: ConfigDict) -> float:
+    """The share of labels that training replaces by 'no class'."""
+    rate, field = config.training.label_dropout, "config.training.label_dropout"
+    if not 0 <= rate < 1:
+        raise UserError(f"{field} must be at least 0 and less than 1, got {rate}")
+    if rate and (is_classifier(config) or not num_classes(config)):
+        raise UserError(
+            f"{field} is {rate}, but the network takes no labels: set config.network.num_classes, or 0 here"
+        )
+    return rate
 
 
 def open_data(config: ConfigDict, split: str) -> data.Dataset:

@@ -1,22 +1,26 @@
 """What every mode of an experiment needs."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from jax import Array
 from ml_collections import ConfigDict
 
 from score_jax import checkpoint, lookup, parameterization, samplers, train
 from score_jax.build import (
+    is_classifier,
     make_grid,
+    make_guided_score_fn,
+    make_log_likelihood,
     make_loss,
     make_network,
     make_sampler,
-    make_score_fn,
     make_sde,
     num_classes,
     open_data,
@@ -51,7 +55,9 @@ class Run:
             decay=config.training.decay,
         )
         # Mistakes fail here, before any work.
-        self.check_sampling()
+        self.classes, self.classifier = num_classes(config), None
+        if not is_classifier(config):
+            self.check_sampling()
         self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
         loss_fn = make_loss(config, self.sde, self.network)
         batch = {"x": jnp.zeros((1, *self.dataset.shape)), "y": jnp.zeros(1, jnp.int32)}
@@ -64,9 +70,31 @@ class Run:
         return train.init_state(params, self.optimizer)
 
     def check_sampling(self) -> None:
-        sde = self.sampling_sde
-        make_sampler(self.config, sde, make_score_fn(self.config, sde, self.network, None))
-        make_grid(self.config, sde)
+        config, sde = self.config, self.sampling_sde
+        if config.sampling.guidance.name == "classifier_guidance":
+            self.classes, self.classifier = self.load_classifier()
+        score_fn = make_guided_score_fn(config, sde, self.network, None, jnp.zeros(1, jnp.int32), self.classifier)
+        make_sampler(config, sde, score_fn)
+        make_grid(config, sde)
+
+    def load_classifier(self) -> tuple[int, jax.tree_util.Partial]:
+        """The number of classes and `classifier(y, x, t) -> [batch]`, log p(y | x_t), of a run that trained one."""
+        path, field = self.config.sampling.guidance.classifier, "config.sampling.guidance.classifier"
+        file = pathlib.Path(path) / "config.yaml"
+        if not path or not file.exists():
+            raise UserError(f"{field} must be the workdir of a trained classifier, got {path!r}")
+        other = Run(ConfigDict(yaml.safe_load(file.read_text())), pathlib.Path(path))
+        if not is_classifier(other.config):
+            raise UserError(f"{field}: {path} holds no classifier, but a {other.config.network.name}")
+        for name in ("sde", "data.name", "data.image_size", "data.centered"):
+            here, there = (functools.reduce(dict.get, name.split("."), r.config.to_dict()) for r in (self, other))
+            if here != there:
+                raise UserError(f"{field}: {path} has another config.{name}: {there} there and {here} here")
+
+        def log_likelihood(params: Any, y: Array, x: Array, t: Array) -> Array:
+            return make_log_likelihood(other.config, other.sde, other.network, params, y)(x, t)
+
+        return num_classes(other.config), jax.tree_util.Partial(log_likelihood, other.restore()[1].ema)
 
     def restore(self) -> tuple[int, train.TrainState]:
         """The newest checkpoint's step and state."""
@@ -77,13 +105,12 @@ class Run:
             return step, checkpoint.restore(manager, step, self.state)[0]
 
     def generate(self, params: Any, num_samples: int) -> np.ndarray:
-        """Samples in the data's own range, `[num_samples, ...]` on the host."""
-        config, classes = self.config, num_classes(self.config)
-        sde = self.sampling_sde
+        """Samples in the data's own range, `[num_samples, ...]` on the host; the label of sample i is i % classes."""
+        config, sde = self.config, self.sampling_sde
         chunk = min(num_samples, config.sampling.batch_size)
 
-        def draw(params: Any, key: Array, y: Array) -> Array:
-            score_fn = make_score_fn(config, sde, self.network, params, y if classes else None)
+        def draw(params: Any, classifier: Any, key: Array, y: Array) -> Array:
+            score_fn = make_guided_score_fn(config, sde, self.network, params, y, classifier)
             key_prior, key_steps = jax.random.split(key)
             x = sample_prior(key_prior, sde, (chunk, *self.dataset.shape))
             x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, make_grid(config, sde))
@@ -91,8 +118,8 @@ class Run:
 
         compiled, chunks = jax.jit(draw), []
         for i in range(-(-num_samples // chunk)):
-            y = (i * chunk + jnp.arange(chunk)) % (classes or 1)
-            inputs = params, jax.random.fold_in(self.key_sample, i), y
+            y = (i * chunk + jnp.arange(chunk)) % (self.classes or 1)
+            inputs = params, self.classifier, jax.random.fold_in(self.key_sample, i), y
             chunks.append(np.asarray(compiled(*inputs)))
             if not np.isfinite(chunks[-1]).all():
                 try:

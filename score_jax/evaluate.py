@@ -1,7 +1,7 @@
 """Evaluation: generated against real samples, beside what real samples score against each other; likelihoods."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from score_jax import data, metrics
 from score_jax.errors import UserError
-from score_jax.sde import SDE, ScoreFn
+from score_jax.sde import SDE, ScoreFn, perturb
 
-__all__ = ["against_data", "as_text", "compare", "likelihood", "logistic_regression", "pixels"]
+__all__ = ["accuracy", "against_data", "as_text", "compare", "likelihood", "logistic_regression", "pixels"]
 
 
 def pixels(x: np.ndarray) -> np.ndarray:
@@ -61,7 +61,12 @@ def compare(
 
 
 def against_data(
-    generated: np.ndarray, datasets: Sequence[data.Dataset], *, centered: bool, classifier: bool
+    generated: np.ndarray,
+    datasets: Sequence[data.Dataset],
+    *,
+    centered: bool,
+    classifier: bool,
+    labels: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """`compare` with all examples of some data sets, on pixels.
 
@@ -72,14 +77,23 @@ def against_data(
       datasets: where the real examples are.
       centered: whether the range of training is [-1, 1], otherwise [0, 1].
       classifier: whether to score by a logistic regression fitted to the real examples and their labels.
+      labels: of the samples, if they were made for some; the classifier then also tells which of them look their
+        class, `class_agreement`, beside its accuracy on real examples, none of which it was fitted to.
     """
     rng = np.random.default_rng(0)
-    real, labels = (np.concatenate(part) for part in zip(*(d.read(np.arange(d.size)) for d in datasets), strict=True))
+    real, y = (np.concatenate(part) for part in zip(*(d.read(np.arange(d.size)) for d in datasets), strict=True))
     order = rng.permutation(len(real))
     real = data.to_float(real[order], rng, centered=True)
     if generated.ndim == 4:
         generated = data.to_float(data.to_uint8(generated, centered=centered), rng, centered=True)
-    return compare(generated, real, classifier=logistic_regression(real, labels[order]) if classifier else None)
+    y = y[order]
+    table = compare(generated, real, classifier=logistic_regression(real, y) if classifier else None)
+    if classifier and labels is not None:
+        held_out = len(real) - int(table["num_samples"]["real"])
+        judge = logistic_regression(real[:held_out], y[:held_out])
+        pairs = {"generated": (generated, labels), "real": (real[held_out:], y[held_out:])}
+        table["class_agreement"] = {k: float(np.mean(judge(x).argmax(axis=1) == c)) for k, (x, c) in pairs.items()}
+    return table
 
 
 def as_text(table: dict[str, dict[str, float]]) -> str:
@@ -131,13 +145,8 @@ def likelihood(
     from score_jax.likelihood import bits_per_dim  # Here, as diffrax takes a second to import.
     from score_jax.ode import SolverError
 
-    chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
-    batch_size = min(batch_size, len(chosen))
     bits, num_evaluations = [], []
-    for i in tqdm(range(math.ceil(len(chosen) / batch_size)), unit="batch", disable=None):
-        part = chosen[i * batch_size : (i + 1) * batch_size]
-        # The last batch is filled up with images that do not count, so that nothing compiles anew.
-        x, y = dataset.read(np.resize(part, batch_size))
+    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size)):
         try:
             result = bits_per_dim(
                 jax.random.fold_in(key, i),
@@ -155,7 +164,7 @@ def likelihood(
             )
         except SolverError as error:
             raise UserError(str(error)) from error
-        bits.append(np.asarray(result.bits_per_dim)[: len(part)])
+        bits.append(np.asarray(result.bits_per_dim)[:count])
         num_evaluations.append(int(result.num_evaluations))
     everything = np.concatenate(bits)
     return {
@@ -164,3 +173,54 @@ def likelihood(
         "num_images": len(everything),
         "num_evaluations": float(np.mean(num_evaluations)),
     }
+
+
+def accuracy(
+    key: Array,
+    sde: SDE,
+    logits_fn: Callable[[Array, Array], Array],
+    dataset: data.Dataset,
+    *,
+    num_images: int,
+    batch_size: int,
+    centered: bool,
+) -> dict[str, float]:
+    """The share of images of a data set whose class a classifier tells, at five times of the process.
+
+    Args:
+      key: a PRNG key for the noise.
+      sde: the process.
+      logits_fn: `logits_fn(x, t) -> [batch, classes]`, a `jax.tree_util.Partial`.
+      dataset: the images; those used are chosen at random, but always the same.
+      num_images: how many, or all of them if that is fewer.
+      batch_size: images at a time.
+      centered: whether the range of training is [-1, 1], otherwise [0, 1].
+
+    Returns:
+      `{'accuracy_at_0.25': ...}` for each time.
+    """
+    times = jnp.linspace(sde.t_min, sde.t_max, 5)
+
+    @jax.jit
+    def right(logits_fn: Callable, key: Array, x: Array, y: Array) -> Array:
+        def at(t: Array) -> Array:
+            return logits_fn(perturb(sde, x, jax.random.normal(key, x.shape), t), t).argmax(axis=1) == y
+
+        return jax.lax.map(at, times)
+
+    rng, found = np.random.default_rng(0), []
+    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size)):
+        x = data.to_float(x, rng, centered=centered)
+        found.append(np.asarray(right(logits_fn, jax.random.fold_in(key, i), x, y))[:, :count])
+    shares = np.concatenate(found, axis=1).mean(axis=1)
+    return {f"accuracy_at_{t:.2g}": float(share) for t, share in zip(times, shares, strict=True)}
+
+
+def _batches(dataset: data.Dataset, num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Raw images chosen at random, but always the same, their labels, and how many of the batch count."""
+    chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
+    batch_size = min(batch_size, len(chosen))
+    for i in tqdm(range(math.ceil(len(chosen) / batch_size)), unit="batch", disable=None):
+        part = chosen[i * batch_size : (i + 1) * batch_size]
+        # The last batch is filled up with images that do not count, so that nothing compiles anew.
+        yield *dataset.read(np.resize(part, batch_size)), len(part)

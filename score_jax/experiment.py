@@ -12,7 +12,17 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from score_jax import checkpoint, data, evaluate, lookup, report, train
-from score_jax.build import make_loss, make_network, make_sampler, make_score_fn, make_sde, num_classes, open_data
+from score_jax.build import (
+    is_classifier,
+    make_loss,
+    make_net,
+    make_network,
+    make_sampler,
+    make_score_fn,
+    make_sde,
+    num_classes,
+    open_data,
+)
 from score_jax.context import Run
 from score_jax.errors import UserError
 from score_jax.workdir import MetricLog
@@ -58,7 +68,10 @@ def _train(run: Run) -> None:
                 kept = manager.latest_step()
                 kept = f"the checkpoint of step {kept} is kept" if kept else "there is no checkpoint yet"
                 raise UserError(f"{error}; {kept}; try a lower config.training.learning_rate") from error
-    run.write_samples(int(state.step), state.ema)
+    if is_classifier(config):
+        _evaluate_classifier(run, state.ema)
+    else:
+        run.write_samples(int(state.step), state.ema)
 
 
 def _sample(run: Run) -> None:
@@ -69,15 +82,41 @@ def _sample(run: Run) -> None:
 def _evaluate(run: Run) -> None:
     config = run.config
     _, state = run.restore()
+    if is_classifier(config):
+        return _evaluate_classifier(run, state.ema)
     generated = run.generate(state.ema, config.evaluation.num_samples)
     table = evaluate.against_data(
         generated,
         [run.dataset, open_data(config, "test")],
         centered=config.data.centered,
         classifier=config.evaluation.classifier,
+        labels=np.arange(len(generated)) % run.classes if run.classes else None,
     )
     (run.workdir / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
     print(evaluate.as_text(table))
+
+
+def _evaluate_classifier(run: Run, params: Any) -> None:
+    config = run.config
+
+    def logits(params: Any, x: Array, t: Array) -> Array:
+        return make_net(config, run.sde, run.network, params)(x, t)
+
+    table = evaluate.accuracy(
+        run.key_sample,
+        run.sde,
+        jax.tree_util.Partial(logits, params),
+        open_data(config, "test"),
+        num_images=config.evaluation.num_samples,
+        batch_size=config.sampling.batch_size,
+        centered=config.data.centered,
+    )
+    _write_numbers(run, "accuracy", table)
+
+
+def _write_numbers(run: Run, name: str, table: dict[str, float]) -> None:
+    (run.workdir / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+    print("\n".join(f"{name:28}{value:12.5g}" for name, value in table.items()))
 
 
 def _likelihood(run: Run) -> None:
@@ -99,8 +138,7 @@ def _likelihood(run: Run) -> None:
         dequantized=config.data.dequantize,
         **config.evaluation.likelihood,
     )
-    (run.workdir / "likelihood.json").write_text(json.dumps(table, indent=1) + "\n")
-    print("\n".join(f"{name:28}{value:12.5g}" for name, value in table.items()))
+    _write_numbers(run, "likelihood", table)
 
 
 MODES: dict[str, Callable[[Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
@@ -118,6 +156,8 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
       UserError: for any mistake in the arguments, in one line.
     """
     act = lookup.choose(MODES, mode, "--mode")
+    if is_classifier(config) and act not in (_train, _evaluate):
+        raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
     train.tune_cpu()
     opened = Run(config, pathlib.Path(workdir))
     act(opened)

@@ -26,6 +26,11 @@ The weight w(t) = sigma^2 makes (4) the plain regression of eps (Ho et al. 2020)
 the negative log-likelihood (Song et al. 2021, "Maximum Likelihood Training of Score-Based Diffusion
 Models", Theorem 1).
 
+The classifier that guides a score (`score_jax.guidance`) is fitted to noisy inputs, too (Dhariwal & Nichol 2021,
+Section 4): the true log p(y | x_t) minimises
+
+    E[ -log p(y | x_t) ].                                                   (5)
+
 An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`.
 """
 
@@ -40,6 +45,7 @@ from score_jax.divergence import Field, check_number, draw_probes, exact_diverge
 from score_jax.sde import SDE, ScoreFn, dot, expand, perturb, square
 
 __all__ = [
+    "cross_entropy",
     "denoising_score_matching",
     "exact_score_matching",
     "finite_difference_score_matching",
@@ -264,3 +270,22 @@ def perturbed_sliced_score_matching(
         projection=projection,
     )
     return weight(sde, t) * loss
+
+
+def cross_entropy(
+    key: Array, sde: SDE, log_likelihood: Callable[[Array, Array], Array], x0: Array, t: ArrayLike
+) -> Array:
+    """The cross-entropy of a classifier of noisy inputs (Eq. 5), in nats.
+
+    Args:
+      key: a PRNG key for the noise.
+      sde: the process.
+      log_likelihood: `log_likelihood(x, t) -> [batch]`, log p(y | x_t = x); it closes over the labels y.
+      x0: data, `[batch, *event]`.
+      t: scalar or `[batch]`.
+
+    Returns:
+      `[batch]`.
+    """
+    t = jnp.asarray(t)
+    return -log_likelihood(perturb(sde, x0, jax.random.normal(key, x0.shape, x0.dtype), t), t)

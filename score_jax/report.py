@@ -82,6 +82,14 @@ def _evaluation_table(evaluation: dict[str, dict[str, float]]) -> str:
     return f"<table><tr><th></th><th>generated</th><th>real against real</th></tr>{cells}</table>"
 
 
+def _numbers_table(numbers: dict[str, float]) -> str:
+    cells = "".join(
+        f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td class=number>{value:.4g}</td></tr>"
+        for name, value in numbers.items()
+    )
+    return f"<table>{cells}</table>"
+
+
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
     """Write `workdir/report.html` from the metrics, pictures, evaluation and config that lie in `workdir`."""
     parts = [f"<h1>{html.escape(workdir.absolute().name)}</h1>"]
@@ -95,6 +103,9 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     evaluation = workdir / "evaluation.json"
     if evaluation.exists():
         parts.append("<h2>Evaluation</h2>" + _evaluation_table(json.loads(evaluation.read_text())))
+    for path in (workdir / f"{name}.json" for name in ("likelihood", "accuracy")):
+        if path.exists():
+            parts.append(f"<h2>{path.stem.capitalize()}</h2>" + _numbers_table(json.loads(path.read_text())))
     pictures = sorted((workdir / "samples").glob("step_*.png"), key=lambda p: int(p.stem.split("_")[1]), reverse=True)
     for path in pictures[:3]:
         data = base64.b64encode(path.read_bytes()).decode()

@@ -38,7 +38,9 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
     if file.exists():
         old, new = dict(_flat(yaml.safe_load(file.read_text()))), dict(_flat(plain))
         for name in sorted({*old, *new}):
-            free = any(name == f or name.startswith(f + ".") for f in FREE)
+            # A field younger than the run must be off, as it was then.
+            young = name not in old and not new[name]
+            free = young or any(name == f or name.startswith(f + ".") for f in FREE)
             if not free and old.get(name) != new.get(name):
                 raise UserError(
                     f"{path} holds a run of another config: {name} is {old.get(name)!r} there and {new.get(name)!r} "

@@ -153,11 +153,16 @@ def test_every_config_builds(name):
     config = get_config(name)
     sde, network = experiment.make_sde(config), experiment.make_network(config)
     x = np.zeros((2, 2) if name == "toy2d" else (2, 8, 8, 1) if "digits" in name else (2, 32, 32, 3), np.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0), x, np.ones(2))
-    score_fn = experiment.make_score_fn(config, sde, network, params)
+    y = np.zeros(2, np.int32) if config.network.get("num_classes") else None
+    params = jax.eval_shape(network.init, jax.random.key(0), x, np.ones(2), y)
+    if name.startswith("classifier"):
+        out = jax.eval_shape(network.apply, params, x, np.ones(2))
+        assert out.shape == (2, config.network.num_classes)
+        return
+    score_fn = experiment.make_score_fn(config, sde, network, params, y)
     sampler = experiment.make_sampler(config, sde, score_fn)
     assert callable(sampler.step)
-    out = jax.eval_shape(lambda p: experiment.make_score_fn(config, sde, network, p)(x, np.float32(0.5)), params)
+    out = jax.eval_shape(lambda p: experiment.make_score_fn(config, sde, network, p, y)(x, np.float32(0.5)), params)
     assert out.shape == x.shape
 
 
@@ -234,6 +239,11 @@ MISTAKES = {
     "training.times=draw_levels": "at least 2 levels",
     "training.times=uniform": "did you mean 'draw_uniform'",
     "training.decay=cosin": "'constant' or 'cosine'",
+    "training.label_dropout=0.1": "takes no labels: set config.network.num_classes",
+    "training.label_dropout=1.5": "at least 0 and less than 1, got 1.5",
+    "sampling.guidance.name=classifier_free": "did you mean 'classifier_free_guidance'",
+    "sampling.guidance.name=classifier_free_guidance": "needs a network of classes, trained with",
+    "sampling.guidance.name=classifier_guidance": "must be the workdir of a trained classifier, got ''",
     "seed=1": "another config: seed is 0 there and 1 here",
 }
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.networks import MLP, NCSN, NCSNv2, UNet, layers, ncsn
+from score_jax.networks import MLP, NCSN, Classifier, NCSNv2, UNet, layers, ncsn
 
 
 def randomised(network, x, *args):
@@ -41,6 +41,25 @@ def test_output_depends_on_every_input_row_by_row(case):
         apply(params, x, cond.at[0].mul(2.0), y),
         apply(params, x, cond, y.at[0].set(1)),
     ):
+        assert float(jnp.abs(changed[0] - out[0]).max()) > 1e-3
+        np.testing.assert_allclose(changed[1:], out[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_no_class_is_a_class_of_its_own(case):
+    """The label `num_classes`: finite, and unlike each of the three classes."""
+    apply, params, x, cond, _ = case
+    outs = [np.asarray(apply(params, x, cond, jnp.full(4, label))) for label in range(4)]
+    assert np.isfinite(outs[3]).all()
+    assert all(np.abs(outs[3] - out).max() > 1e-3 for out in outs[:3])
+
+
+def test_classifier_logits_depend_on_image_and_noise_level_row_by_row():
+    network, x = Classifier(4, (1, 2), 1, (2,), num_classes=5), jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+    cond = jnp.array([1.0, 200.0, 500.0, 999.0])
+    params, apply = randomised(network, x, cond), jax.jit(network.apply)
+    out = apply(params, x, cond)
+    assert out.shape == (4, 5)
+    for changed in (apply(params, x.at[0].mul(2.0), cond), apply(params, x, cond.at[0].mul(2.0))):
         assert float(jnp.abs(changed[0] - out[0]).max()) > 1e-3
         np.testing.assert_allclose(changed[1:], out[1:], rtol=1e-4, atol=1e-5)
 

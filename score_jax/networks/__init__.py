@@ -1,7 +1,8 @@
 """Networks: Linen modules called as `network.apply(params, x, cond, y=None, *, train=False)`."""
 
+from score_jax.networks.classifier import Classifier
 from score_jax.networks.mlp import MLP
 from score_jax.networks.ncsn import NCSN, NCSNv2
 from score_jax.networks.unet import UNet
 
-__all__ = ["MLP", "NCSN", "NCSNv2", "UNet"]
+__all__ = ["MLP", "NCSN", "Classifier", "NCSNv2", "UNet"]

@@ -88,6 +88,9 @@ def _waves(value: Array, frequencies: Array) -> Array:
 class Embedding(nn.Module):
     """What a network knows beside its input: the conditioning value and, if any, the class.
 
+    The label `num_classes` stands for no class: what a network learns where labels are dropped, and the
+    unconditional score of classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
+
     Attributes:
       features: the size of the waves; the embedding has four times as many.
       kind: `positional` for a time between 0 and about 1,000, `fourier` for a noise level.
@@ -110,7 +113,7 @@ class Embedding(nn.Module):
             return emb
         if y is None:
             raise ValueError(f"a network of {self.num_classes} classes needs labels y, [batch] integers")
-        return emb + nn.Embed(self.num_classes, 4 * self.features)(y)
+        return emb + nn.Embed(self.num_classes + 1, 4 * self.features)(y)
 
 
 class Attention(nn.Module):

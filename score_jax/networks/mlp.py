@@ -30,7 +30,7 @@ class MLP(nn.Module):
         Args:
           x: `[batch, d]`.
           cond: `[batch]`, the value that the network is conditioned on.
-          y: `[batch]` integer labels, where `num_classes` is set.
+          y: `[batch]` integer labels, where `num_classes` is set; that number itself for no class.
           train: without effect: there is no dropout.
 
         Returns:

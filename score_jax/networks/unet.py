@@ -9,6 +9,7 @@ keeps their variance (Song et al. 2021, Appendix H), and the last convolution st
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -44,6 +45,39 @@ class ResidualBlock(nn.Module):
         return (x + h) / math.sqrt(2)
 
 
+def way_down(network: Any, x: Array, emb: Array, train: bool) -> list[Array]:
+    """The feature maps of the first convolution, of every block and of every pooling, in their order.
+
+    Args:
+      network: a module, inside its `__call__`, with the attributes of `UNet`.
+      x: `[batch, height, width, channels]`.
+      emb: `[batch, size]`, what the network knows beside `x`.
+      train: whether dropout is active.
+
+    Raises:
+      ValueError: if the image cannot be halved often enough.
+    """
+    halvings = len(network.multipliers) - 1
+    if x.ndim != 4 or any(size % 2**halvings for size in x.shape[1:3]):
+        raise ValueError(
+            f"a U-Net of {len(network.multipliers)} resolutions needs images [batch, h, w, c] with h and w "
+            f"divisible by {2**halvings}, got {list(x.shape)}: resize the images or shorten `multipliers`"
+        )
+    maps = [conv3x3(network.features)(x)]
+    for level, multiplier in enumerate(network.multipliers):
+        if level:
+            maps.append(nn.avg_pool(maps[-1], (2, 2), strides=(2, 2)))
+        for _ in range(network.num_blocks):
+            maps.append(block(network, maps[-1], multiplier * network.features, emb, train))
+    return maps
+
+
+def block(network: Any, h: Array, features: int, emb: Array, train: bool) -> Array:
+    """A residual block of a network like `UNet`, and attention at the heights where it has it."""
+    h = ResidualBlock(features, network.dropout)(h, emb, train)
+    return Attention()(h) if h.shape[1] in network.attention_at else h
+
+
 class UNet(nn.Module):
     """A U-Net whose output has the shape of its input, `[batch, height, width, channels]`.
 
@@ -72,44 +106,23 @@ class UNet(nn.Module):
         Args:
           x: `[batch, height, width, channels]`.
           cond: `[batch]`, the value that the network is conditioned on.
-          y: `[batch]` integer labels, where `num_classes` is set.
+          y: `[batch]` integer labels, where `num_classes` is set; that number itself for no class.
           train: whether dropout is active.
 
         Raises:
           ValueError: if the image cannot be halved often enough.
         """
-        halvings = len(self.multipliers) - 1
-        if x.ndim != 4 or any(size % 2**halvings for size in x.shape[1:3]):
-            raise ValueError(
-                f"a U-Net of {len(self.multipliers)} resolutions needs images [batch, h, w, c] with h and w "
-                f"divisible by {2**halvings}, got {list(x.shape)}: resize the images or shorten `multipliers`"
-            )
         emb = Embedding(self.features, self.embedding, self.num_classes)(cond, y)
-
-        def block(h: Array, features: int) -> Array:
-            h = ResidualBlock(features, self.dropout)(h, emb, train)
-            return Attention()(h) if h.shape[1] in self.attention_at else h
-
-        h = conv3x3(self.features)(x)
-        skips = [h]
-        for level, multiplier in enumerate(self.multipliers):
-            if level:
-                h = nn.avg_pool(h, (2, 2), strides=(2, 2))
-                skips.append(h)
-            for _ in range(self.num_blocks):
-                h = block(h, multiplier * self.features)
-                skips.append(h)
-
+        skips = way_down(self, x, emb, train)
+        h = skips[-1]
         h = ResidualBlock(h.shape[-1], self.dropout)(h, emb, train)
         h = Attention()(h)
         h = ResidualBlock(h.shape[-1], self.dropout)(h, emb, train)
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.num_blocks + 1):
-                h = block(
-                    jnp.concatenate([h, skips.pop()], axis=-1),
-                    multiplier * self.features,
-                )
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(self, h, multiplier * self.features, emb, train)
             if level:
                 h = upsample(h)
         return conv3x3(x.shape[-1], scale=0.0)(nn.silu(GroupNorm()(h)))
