@@ -45,13 +45,11 @@ def test_exact_on_a_gaussian(sde, name):
     x = prior.sample(jax.random.key(0), 8)
     x = sj.perturb(sde, x, jax.random.normal(jax.random.key(1), x.shape), t)
     y = prior.measurement(A, NOISE_STD).sample(jax.random.key(2), 8)
-    exact = [
-        prior.posterior(A, b, noise_std).score_fn(sde)(a[None], c[None])[0] for a, b, c in zip(x, y, t, strict=True)
-    ]
+    exact = jax.jit(jax.vmap(lambda x, y, t: prior.posterior(A, y, noise_std).score_fn(sde)(x[None], t)[0]))(x, y, t)
     estimate = jax.jit(make(sde, prior.score_fn(sde), y, forward))(x, t)
     # In units of 1/sigma, the size of scores; 1/alpha is what float32 loses where the signal has gone.
     unit = sde.sigma(t)[:, None] * jnp.minimum(1.0, sde.alpha(t)[:, None] * 10)
-    np.testing.assert_allclose(estimate * unit, jnp.stack(exact) * unit, atol=5e-4)
+    np.testing.assert_allclose(estimate * unit, exact * unit, rtol=5e-4, atol=5e-4)
 
 
 @pytest.mark.parametrize("scale", [None, 2.0])
@@ -65,9 +63,12 @@ def test_dps_is_the_gradient_of_its_likelihood(mixture, scale):
             return -(distance**2) / (2 * NOISE_STD**2)
         return -scale * SDE.alpha(t) / SDE.sigma(t) ** 2 * distance
 
-    estimate = sj.dps(SDE, score_fn, y, lambda x: x @ B.T, noise_std=NOISE_STD, scale=scale)(x, t)
-    expected = score_fn(x, t) + jax.vmap(jax.grad(log_likelihood))(x, y)
-    np.testing.assert_allclose(estimate, expected, rtol=1e-3, atol=1e-4)
+    @jax.jit
+    def both(x, y):
+        estimate = sj.dps(SDE, score_fn, y, lambda x: x @ B.T, noise_std=NOISE_STD, scale=scale)(x, t)
+        return estimate, score_fn(x, t) + jax.vmap(jax.grad(log_likelihood))(x, y)
+
+    np.testing.assert_allclose(*both(x, y), rtol=1e-3, atol=1e-4)
 
 
 def test_conjugate_gradients_converge_in_as_many_iterations_as_measurements():
@@ -75,9 +76,11 @@ def test_conjugate_gradients_converge_in_as_many_iterations_as_measurements():
     prior, t = gaussian(CORRELATED), jnp.array(0.3)
     x = jax.random.normal(jax.random.key(0), (4, 3))
     y = forward(prior.sample(jax.random.key(1), 4))
-    one, two, many = (
-        sj.mmps(SDE, prior.score_fn(SDE), y, forward, noise_std=0.1, iterations=i)(x, t) for i in (1, 2, 30)
-    )
+
+    def score(iterations):
+        return sj.mmps(SDE, prior.score_fn(SDE), y, forward, noise_std=0.1, iterations=iterations)(x, t)
+
+    one, two, many = map(jax.jit(score), (1, 2, 30))
     np.testing.assert_allclose(two, many, rtol=1e-3, atol=1e-3)
     assert float(jnp.abs(one - many).max()) > 0.1
 
@@ -107,36 +110,45 @@ def test_rows_are_independent_and_there_is_one_trace(mixture, name):
     assert len(traces) == 1
 
 
-def guided_samples(prior, A, y, make, n, sampler=sj.ancestral, num_steps=200):
-    score = make(SDE, prior.score_fn(SDE), jnp.broadcast_to(y, (n, len(y))), lambda x: x @ A.T)
-    x = sj.sample_prior(jax.random.key(0), SDE, (n, A.shape[1]))
-    x = sj.sample(jax.random.key(1), sampler(SDE, score), x, timesteps.log_snr(SDE, num_steps))
-    return sj.tweedie(SDE, score, x, SDE.t_min)
+def guided_samples(prior, A, y, make, sampler, n, num_steps):
+    @jax.jit
+    def draw(key):
+        score = make(SDE, prior.score_fn(SDE), jnp.broadcast_to(y, (n, len(y))), lambda x: x @ A.T)
+        key_prior, key = jax.random.split(key)
+        x = sj.sample_prior(key_prior, SDE, (n, A.shape[1]))
+        x = sj.sample(key, sampler(SDE, score), x, timesteps.log_snr(SDE, num_steps))
+        return sj.tweedie(SDE, score, x, SDE.t_min)
+
+    return draw(jax.random.key(0))
 
 
 def test_samples_of_an_exact_score_have_the_posterior_s_law():
     """10,000 samples; 4.5 standard errors (false alarms below 1e-4) plus 1 % for the steps."""
     prior, y, n = gaussian(CORRELATED), jnp.array([1.0, 0.5]), 10_000
-    x = jax.jit(lambda: guided_samples(prior, A, y, EXACT["mmps"][0], n))()
+    x = guided_samples(prior, A, y, EXACT["mmps"][0], sj.dpm_solver_pp, n, 40)
     mean, cov = moments(prior.posterior(A, y, NOISE_STD))
     largest = float(cov.max())
     np.testing.assert_allclose(x.mean(0), mean, atol=4.5 * np.sqrt(largest / n) + 0.01)
     np.testing.assert_allclose(jnp.cov(x.T), cov, atol=4.5 * largest * np.sqrt(2 / n) + 0.01)
 
 
-# What each leaves of the error of ignoring y, on the mixture below: their own approximations, not statistics.
-QUALITY = {"dps": 0.35, "pigdm": 0.2, "mmps": 0.1}
-B, Y = jnp.array([[1.0, 0.4]]), jnp.array([0.3])
+# Relative errors of mean and covariance where the measurement tells the mode: the approximations' own.
+QUALITY = {"dps": (0.35, 0.35), "pigdm": (0.2, 0.15), "mmps": (0.06, 0.12)}
+B = jnp.array([[1.0, 0.4]])
 
 
 @pytest.mark.parametrize("name", QUALITY)
 def test_guided_samples_come_near_the_posterior_of_a_mixture(mixture, name):
-    """Mean and covariance of 4,000 samples, in units of the distance from the prior's; noise is 0.02 of it."""
-    x = jax.jit(lambda: guided_samples(mixture, B, Y, GUIDED[name], 4000))()
-    ours = x.mean(0), jnp.cov(x.T)
-    pairs = zip(ours, moments(mixture.posterior(B, Y, NOISE_STD)), moments(mixture), strict=True)
-    for estimate, exact, ignorant in pairs:
-        assert float(jnp.linalg.norm(estimate - exact) / jnp.linalg.norm(ignorant - exact)) < QUALITY[name]
+    """4,000 samples, whose noise is 0.016 in the mean and about 0.03 in the covariance."""
+    y = jnp.array([1.0])
+    x = guided_samples(mixture, B, y, GUIDED[name], sj.ancestral, 4000, 100)
+    mean, cov = moments(mixture.posterior(B, y, NOISE_STD))
+    assert float(jnp.linalg.norm(x.mean(0) - mean) / jnp.sqrt(jnp.trace(cov))) < QUALITY[name][0]
+    assert float(jnp.linalg.norm(jnp.cov(x.T) - cov) / jnp.linalg.norm(cov)) < QUALITY[name][1]
+
+
+# Between the modes, where the approximations above are off by a third.
+Y = jnp.array([0.3])
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +165,17 @@ def particles(mixture):
         return mean, jnp.einsum("n,nd,ne->de", weights, centred, centred), found.log_evidence
 
     keys = jax.random.split(jax.random.key(0), 16)
-    return {n: jax.jit(jax.vmap(lambda k, n=n: run(k, n)))(keys) for n in (32, 2048)}
+    return {n: jax.jit(jax.vmap(lambda k, n=n: run(k, n)))(keys) for n in (32, 1024)}
 
 
 def test_particles_converge_to_the_posterior(mixture, particles):
-    """Errors fall as n^-1/2, to a bias of the steps below 0.03: 8 times fewer from 32 to 2,048 particles."""
+    """Errors fall as n^-1/2, to a bias of the steps of at most 0.02: to less than 1/5.6 from 32 to 1,024 particles."""
     errors = {}
     for n, found in particles.items():
         pairs = zip(found[:2], moments(mixture.posterior(B, Y, NOISE_STD)), strict=True)
         errors[n] = [float(jnp.sqrt(jnp.mean((estimate - exact[None]) ** 2))) for estimate, exact in pairs]
-    for few, many in zip(errors[32], errors[2048], strict=True):
-        assert many < few / 4 + 0.01
+    for few, many in zip(errors[32], errors[1024], strict=True):
+        assert many < few / 3 + 0.01
         assert many < 0.04
 
 
@@ -178,12 +190,13 @@ def test_particles_estimate_the_evidence(mixture, particles):
 def test_systematic_resampling():
     """Each particle is kept w n times, rounded up or down; the mean weight stays; even weights are left alone."""
     log_weights = 3.0 + 2 * jax.random.normal(jax.random.key(0), (200,))
-    new, chosen = _resample(jax.random.key(1), log_weights, 0.9)
+    resample = jax.jit(_resample)
+    new, chosen = resample(jax.random.key(1), log_weights, 0.9)
     share = 200 * jax.nn.softmax(log_weights)
     assert float(jnp.abs(jnp.bincount(chosen, length=200) - share).max()) < 1
     np.testing.assert_allclose(jax.nn.logsumexp(new), jax.nn.logsumexp(log_weights), rtol=1e-5)
     assert float(jnp.ptp(new)) == 0
-    kept, order = _resample(jax.random.key(1), 0.1 * log_weights, 0.5)
+    kept, order = resample(jax.random.key(1), 0.1 * log_weights, 0.5)
     np.testing.assert_array_equal(order, jnp.arange(200))
     np.testing.assert_array_equal(kept, 0.1 * log_weights)
 
@@ -199,7 +212,7 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_adjoints(name):
     """<A x, y> = <x, A^T y>, and A is linear and each image's own."""
-    measure = OPERATORS[name]
+    measure = jax.jit(OPERATORS[name])
     x, other = jax.random.normal(jax.random.key(0), (2, 2, 8, 6, 3))
     y = jax.random.normal(jax.random.key(1), measure(x).shape)
     (transposed,) = jax.linear_transpose(measure, x)(y)
