@@ -16,7 +16,7 @@ def mask(known: Array) -> Operator:
     return lambda x: jnp.where(known.astype(bool), x, 0.0)
 
 
-def blur(std: float) -> Operator:
+def blur(std: float = 1.0) -> Operator:
     """A Gaussian of standard deviation `std`, in pixels, over each channel; at the edges, of what lies inside.
 
     Raises:
@@ -34,7 +34,7 @@ def blur(std: float) -> Operator:
     )
 
 
-def downsample(factor: int) -> Operator:
+def downsample(factor: int = 2) -> Operator:
     """The mean over squares of `factor` pixels a side: `[n, h, w, c]` to `[n, h/factor, w/factor, c]`.
 
     Raises:
