@@ -95,7 +95,7 @@ def pigdm(
       ValueError: if noise_std is negative; when called, if `y` does not fit.
     """
 
-    def covariance(v: Array, pull_back: Forward, t: Array) -> Array:
+    def covariance(v: Array, push: Forward, t: Array) -> Array:
         return expand(posterior_variance(sde, t, data_std), v) * v
 
     return _moment_matching(sde, score_fn, y, forward, noise_std, covariance, iterations)
@@ -106,8 +106,8 @@ def mmps(
 ) -> ScoreFn:
     """The posterior's score by moment matching (Rozet et al. 2024): Eqs. 2 and 5.
 
-    Each iteration costs a vector-Jacobian product of the score; the solution is not differentiated.  The Jacobian of
-    an exact score is symmetric, and a network's nearly so: its transpose stands for it.
+    Each iteration costs a Jacobian-vector product of the score, the last step a vector-Jacobian product; the solution
+    is not differentiated.  The Jacobian of an exact score is symmetric, and a network's nearly so.
 
     Args:
       sde: the process.
@@ -121,8 +121,8 @@ def mmps(
       ValueError: if noise_std is negative; when called, if `y` does not fit.
     """
 
-    def covariance(v: Array, pull_back: Forward, t: Array) -> Array:
-        return expand(sde.sigma(t) ** 2 / sde.alpha(t), v) * pull_back(v)
+    def covariance(v: Array, push: Forward, t: Array) -> Array:
+        return expand(sde.sigma(t) ** 2 / sde.alpha(t), v) * push(v)
 
     return _moment_matching(sde, score_fn, y, forward, noise_std, covariance, iterations)
 
@@ -136,14 +136,14 @@ def _moment_matching(
     covariance: Callable[[Array, Forward, Array], Array],
     iterations: int,
 ) -> ScoreFn:
-    """Eq. 2 for V v = `covariance(v, pull_back, t)`."""
+    """Eq. 2 for V v = `covariance(v, push, t)`, with `push` the product with J."""
     _check_noise(noise_std)
 
     def posterior_score(x: Array, t: Array) -> Array:
         at = _linearize(sde, score_fn, y, forward, x, t)
 
         def product(v: Array) -> Array:
-            return noise_std**2 * v + at.forward(covariance(at.transpose(v), at.pull_back, t))
+            return noise_std**2 * v + at.forward(covariance(at.transpose(v), at.push, t))
 
         return at.score + at.pull_back(at.transpose(_solve(product, at.residual, iterations)))
 
@@ -156,12 +156,13 @@ def posterior_variance(sde: SDE, t: Array, data_std: float | Array) -> Array:
 
 
 class _Linearized(NamedTuple):
-    """What Eq. 2 is made of: the prior's score, y - A m, A, A^T and J^T."""
+    """What Eq. 2 is made of: the prior's score, y - A m, A, A^T, J and J^T."""
 
     score: Array
     residual: Array
     forward: Forward
     transpose: Forward
+    push: Forward
     pull_back: Forward
 
 
@@ -170,11 +171,13 @@ def _linearize(sde: SDE, score_fn: ScoreFn, y: Array, forward: Forward, x: Array
         score = score_fn(x, t)
         return tweedie(sde, lambda x, t: score, x, t), score
 
-    mean, pull_back, score = jax.vjp(denoise, x, has_aux=True)
+    # Forward products, where they will do: on CPUs XLA's backward convolutions are slow inside a scan.
+    mean, push, score = jax.linearize(denoise, x, has_aux=True)
+    pull_back = jax.linear_transpose(push, x)
     predicted, linear = jax.linearize(forward, mean)
     check_measurement(y, predicted)
     transpose = jax.linear_transpose(linear, mean)
-    return _Linearized(score, y - predicted, linear, lambda v: transpose(v)[0], lambda v: pull_back(v)[0])
+    return _Linearized(score, y - predicted, linear, lambda v: transpose(v)[0], push, lambda v: pull_back(v)[0])
 
 
 def check_measurement(y: Array, predicted: Array) -> None:
