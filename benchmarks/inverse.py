@@ -75,6 +75,7 @@ def make_methods(sde: sj.SDE, prior: sj.GaussianMixture, A: jax.Array, n: int, n
         "dps, scale 1": functools.partial(sj.dps, noise_std=NOISE_STD, scale=1.0),
         "pigdm": functools.partial(sj.pigdm, noise_std=NOISE_STD),
         "mmps": functools.partial(sj.mmps, noise_std=NOISE_STD),
+        "mmps, 4 iterations": functools.partial(sj.mmps, noise_std=NOISE_STD, iterations=4),
     }
     methods = {"exact draws": lambda key, y: (prior.posterior(A, y, NOISE_STD).sample(key, n), even)}
     if bool(((A == 0) | (A == 1)).all()):

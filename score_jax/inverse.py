@@ -102,12 +102,13 @@ def pigdm(
 
 
 def mmps(
-    sde: SDE, score_fn: ScoreFn, y: Array, forward: Forward, *, noise_std: float | Array, iterations: int = 5
+    sde: SDE, score_fn: ScoreFn, y: Array, forward: Forward, *, noise_std: float | Array, iterations: int = 2
 ) -> ScoreFn:
     """The posterior's score by moment matching (Rozet et al. 2024): Eqs. 2 and 5.
 
     Each iteration costs a Jacobian-vector product of the score, the last step a vector-Jacobian product; the solution
-    is not differentiated.  The Jacobian of an exact score is symmetric, and a network's nearly so.
+    is not differentiated.  The Jacobian of an exact score is symmetric and J positive; a network's are nearly so, and
+    with many iterations a few of its samples diverge.
 
     Args:
       sde: the process.
@@ -145,7 +146,7 @@ def _moment_matching(
         def product(v: Array) -> Array:
             return noise_std**2 * v + at.forward(covariance(at.transpose(v), at.push, t))
 
-        return at.score + at.pull_back(at.transpose(_solve(product, at.residual, iterations)))
+        return at.score + at.pull_back(at.transpose(_solve(product, at.residual, iterations, noise_std**2)))
 
     return posterior_score
 
@@ -191,11 +192,11 @@ def _check_noise(noise_std: float | Array) -> None:
         raise ValueError(f"noise_std must not be negative, got {noise_std}")
 
 
-def _solve(product: Forward, b: Array, iterations: int) -> Array:
+def _solve(product: Forward, b: Array, iterations: int, floor: float | Array) -> Array:
     """Conjugate gradients from zero for `product(v) = b`, each example a system of its own.
 
-    An example stops where its residual has vanished, or where the product is not positive definite, which that of an
-    inexact score need not be.
+    An example stops where its residual has vanished, or where v . product(v) is clearly below floor |v|^2, the
+    noise's part: the covariance of an inexact score need not be positive.
     """
     tolerance = 1e-12 * square(b)
 
@@ -203,7 +204,7 @@ def _solve(product: Forward, b: Array, iterations: int) -> Array:
         v, residual, direction = carry
         image, before = product(direction), square(residual)
         curvature = dot(direction, image)
-        going = (curvature > 0) & (before > tolerance)
+        going = (curvature > 0.5 * floor * square(direction)) & (before > tolerance)
         step = expand(jnp.where(going, before / jnp.where(going, curvature, 1.0), 0.0), b)
         v, residual = v + step * direction, residual - step * image
         turn = expand(jnp.where(going, square(residual) / jnp.where(going, before, 1.0), 0.0), b)
