@@ -8,7 +8,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
-MODE = flags.DEFINE_string("mode", "train", "What to do: train, sample, evaluate or likelihood.")
+MODE = flags.DEFINE_string(
+    "mode", "train", "What to do: train, sample, evaluate, likelihood, inpaint, colorize or restore."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
 
 

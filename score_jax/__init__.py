@@ -3,14 +3,30 @@
 import importlib
 from typing import Any
 
-from score_jax import analytic, divergence, guidance, losses, parameterization, samplers, sde, timesteps
+from score_jax import (
+    analytic,
+    divergence,
+    guidance,
+    inverse,
+    losses,
+    operators,
+    parameterization,
+    replacement,
+    samplers,
+    sde,
+    smc,
+    timesteps,
+)
 from score_jax.analytic import *  # noqa: F403
 from score_jax.divergence import *  # noqa: F403
 from score_jax.guidance import *  # noqa: F403
+from score_jax.inverse import *  # noqa: F403
 from score_jax.losses import *  # noqa: F403
 from score_jax.parameterization import *  # noqa: F403
+from score_jax.replacement import *  # noqa: F403
 from score_jax.samplers import *  # noqa: F403
 from score_jax.sde import *  # noqa: F403
+from score_jax.smc import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -21,14 +37,18 @@ LAZY = {
 }
 
 __all__ = [
+    "operators",
     "timesteps",
     *analytic.__all__,
     *divergence.__all__,
     *guidance.__all__,
+    *inverse.__all__,
     *losses.__all__,
     *parameterization.__all__,
+    *replacement.__all__,
     *samplers.__all__,
     *sde.__all__,
+    *smc.__all__,
     *(name for names in LAZY.values() for name in names),
 ]
 

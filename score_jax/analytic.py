@@ -8,6 +8,11 @@ If  X_0 ~ sum_k w_k N(m_k, C_k),  then under the process  X_t = alpha X_0 + sigm
 
 with r_k(x) the posterior probability of component k.  The covariances in (1) share the
 eigenvectors of C_k at all times, so one eigendecomposition serves every t.
+
+Given a measurement  y = A X_0 + noise_std n  it is a mixture again: with  S_k = A C_k A^T + noise_std^2 I  and the
+gain  K_k = C_k A^T S_k^-1,
+
+    X_0 | y ~ sum_k w_k N(y; A m_k, S_k)/p(y) N(m_k + K_k (y - A m_k), (I - K_k A) C_k).        (3)
 """
 
 import dataclasses
@@ -78,6 +83,36 @@ class GaussianMixture:
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         noise = jnp.broadcast_to(sigma**2 * jnp.eye(self.means.shape[-1]), self.covariances.shape)
         return GaussianMixture(self.weights, alpha * self.means, alpha**2 * self.covariances + noise)
+
+    def measurement(self, A: Array, noise_std: float | Array) -> "GaussianMixture":
+        """The law of y = A X_0 + noise_std n, for `A` `[m, d]`."""
+        spread = jnp.einsum("md,kde,ne->kmn", A, self.covariances, A)
+        noise = jnp.broadcast_to(noise_std**2 * jnp.eye(len(A)), spread.shape)
+        return GaussianMixture(self.weights, self.means @ A.T, spread + noise)
+
+    def posterior(self, A: Array, y: Array, noise_std: float | Array) -> "GaussianMixture":
+        """The law of X_0 given y = A X_0 + noise_std n (Eq. 3), a mixture again.
+
+        Args:
+          A: `[m, d]`.
+          y: `[m]`; for several measurements, `vmap`.
+          noise_std: positive.
+
+        Raises:
+          ValueError: if the shapes do not fit.
+        """
+        if A.shape != y.shape + self.means.shape[-1:]:
+            raise ValueError(f"A must have shape {y.shape + self.means.shape[-1:]}, [m, d], but has {A.shape}")
+        seen = self.measurement(A, noise_std)
+        cross = jnp.einsum("kde,me->kdm", self.covariances, A)
+        gain = jnp.swapaxes(jnp.linalg.solve(seen.covariances, jnp.swapaxes(cross, 1, 2)), 1, 2)
+        means = self.means + jnp.einsum("kdm,km->kd", gain, y[None] - seen.means)
+        # (I - K A) C, written as a sum of squares, which rounding leaves positive.
+        rest = jnp.eye(A.shape[1])[None] - jnp.einsum("kdm,me->kde", gain, A)
+        covariances = jnp.einsum("kde,kef,kgf->kdg", rest, self.covariances, rest)
+        covariances = covariances + noise_std**2 * jnp.einsum("kdm,kem->kde", gain, gain)
+        log_weights = _components(seen, seen._eigen(), y, 1.0, 0.0)[0]
+        return GaussianMixture(jax.nn.softmax(log_weights), means, covariances)
 
     def score_fn(self, sde: SDE) -> ScoreFn:
         """The exact score of X_t (Eq. 2): `score_fn(x, t)` with `x` `[batch, d]`, `t` scalar or `[batch]`."""

@@ -126,10 +126,27 @@ def folder(split: str, *, data_dir: str | None = None, image_size: int | None = 
     return Dataset(len(paths), read(np.arange(1))[0].shape[1:], read)
 
 
-def _open(path: pathlib.Path, image_size: int | None) -> np.ndarray:
+def read_images(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """An image file, or all those of a folder, as uint8 `[n, *shape]`, cropped to a square and resized if need be.
+
+    Raises:
+      UserError: if there is no image, or one cannot be read, or has another shape and none of a square is wanted.
+    """
+    paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not paths:
+        raise UserError(f"no images ({', '.join(sorted(SUFFIXES))}) in {path}")
+    size = shape[0] if shape[0] == shape[1] else None
+    images = [_open(p, size, "L" if shape[-1] == 1 else "RGB") for p in paths]
+    for p, image in zip(paths, images, strict=True):
+        if image.shape != shape:
+            raise UserError(f"the image {p} has shape {image.shape}, and the network's images have {shape}")
+    return np.stack(images)
+
+
+def _open(path: pathlib.Path, image_size: int | None, mode: str = "RGB") -> np.ndarray:
     try:
         with Image.open(path) as image:
-            return _fit(image, image_size, "RGB")
+            return _fit(image, image_size, mode)
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, evaluate, lookup, report, train
+from score_jax import checkpoint, data, edit, evaluate, lookup, report, train
 from score_jax.build import (
     is_classifier,
     make_loss,
@@ -142,6 +142,7 @@ def _likelihood(run: Run) -> None:
 
 
 MODES: dict[str, Callable[[Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
+MODES |= {f.__name__: f for f in (edit.inpaint, edit.colorize, edit.restore)}
 
 
 def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
@@ -149,7 +150,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
 
     Args:
       config: the experiment.
-      mode: `train`, `sample`, `evaluate` or `likelihood`.
+      mode: `train`, `sample`, `evaluate`, `likelihood`, `inpaint`, `colorize` or `restore`.
       workdir: where its files lie; made by `train`.
 
     Raises:

@@ -9,9 +9,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-__all__ = ["image_grid", "save_picture", "write_report"]
+__all__ = ["image_grid", "save_picture", "side_by_side", "write_report"]
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -28,7 +28,7 @@ def image_grid(images: np.ndarray, *, most: int = 256, padding: int = 1) -> Imag
     """uint8 images `[n, h, w, c]` as a picture, as square as may be, of the first `most`; small ones enlarged."""
     images = images[:most]
     n, h, w, c = images.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n * h / w))
     rows = math.ceil(n / columns)
     canvas = np.full((rows * (h + padding) + padding, columns * (w + padding) + padding, c), 255, np.uint8)
     for i, image in enumerate(images):
@@ -37,6 +37,18 @@ def image_grid(images: np.ndarray, *, most: int = 256, padding: int = 1) -> Imag
     picture = Image.fromarray(canvas.squeeze(-1) if c == 1 else canvas)
     zoom = max(1, 800 // max(picture.size))
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def side_by_side(images: dict[str, np.ndarray], *, most: int = 96) -> Image.Image:
+    """A picture of uint8 images `[n, h, w, c]` by name: the first of each together, then the second, up to `most`."""
+    parts = list(images.values())
+    line = np.full_like(parts[0][:, :, :1], 255)
+    rows = np.concatenate([a for part in parts for a in (part, line)][:-1], axis=2)
+    grid = image_grid(rows, most=most, padding=1 + parts[0].shape[2] // 4)
+    picture = Image.new(grid.mode, (grid.width, grid.height + 20), "white")
+    picture.paste(grid, (0, 20))
+    ImageDraw.Draw(picture).text((8, 5), ", ".join(images), fill="black")
+    return picture
 
 
 def save_picture(path: pathlib.Path, samples: np.ndarray) -> None:
@@ -90,6 +102,15 @@ def _numbers_table(numbers: dict[str, float]) -> str:
     return f"<table>{cells}</table>"
 
 
+def _pictures(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The three newest pictures of samples, and the newest of every other mode."""
+    pictures = sorted(directory.glob("*_*.png"), key=lambda p: int(p.stem.split("_")[1]), reverse=True)
+    newest: dict[str, list[pathlib.Path]] = {"step": []}
+    for path in pictures:
+        newest.setdefault(path.stem.split("_")[0], []).append(path)
+    return [path for kind, paths in newest.items() for path in paths[: 3 if kind == "step" else 1]]
+
+
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
     """Write `workdir/report.html` from the metrics, pictures, evaluation and config that lie in `workdir`."""
     parts = [f"<h1>{html.escape(workdir.absolute().name)}</h1>"]
@@ -106,12 +127,11 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     for path in (workdir / f"{name}.json" for name in ("likelihood", "accuracy")):
         if path.exists():
             parts.append(f"<h2>{path.stem.capitalize()}</h2>" + _numbers_table(json.loads(path.read_text())))
-    pictures = sorted((workdir / "samples").glob("step_*.png"), key=lambda p: int(p.stem.split("_")[1]), reverse=True)
-    for path in pictures[:3]:
+    for path in _pictures(workdir / "samples"):
+        kind, step = path.stem.split("_")
         data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(
-            f'<h2>Samples, {path.stem.replace("_", " ")}</h2><img class=grid src="data:image/png;base64,{data}">'
-        )
+        title = "Samples" if kind == "step" else html.escape(kind.capitalize())
+        parts.append(f'<h2>{title}, step {step}</h2><img class=grid src="data:image/png;base64,{data}">')
     parts.append(f"<h2>Config</h2><pre>{html.escape((workdir / 'config.yaml').read_text())}</pre>")
     page = workdir / "report.html"
     page.write_text(

@@ -1,6 +1,6 @@
 """The directory of a run: its config, its metrics and where its files lie.
 
-config.yaml  checkpoints/<step>/  metrics.jsonl  samples/step_<N>.{png,npz}  report.html
+config.yaml  checkpoints/<step>/  metrics.jsonl  samples/{step,inpaint,...}_<N>.{png,npz}  report.html
 """
 
 import json
@@ -17,10 +17,18 @@ from tqdm import tqdm
 from score_jax import data, report
 from score_jax.errors import UserError
 
-__all__ = ["MetricLog", "open_workdir", "save_samples"]
+__all__ = ["MetricLog", "open_workdir", "save_edits", "save_samples"]
 
 # What may differ when a run goes on or is sampled from: none of it changes the steps already taken.
-FREE = ("training.num_steps", "training.log_every", "training.checkpoint_every", "sampling", "evaluation", "data.dir")
+FREE = (
+    "training.num_steps",
+    "training.log_every",
+    "training.checkpoint_every",
+    "sampling",
+    "evaluation",
+    "editing",
+    "data.dir",
+)
 
 
 def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
@@ -106,4 +114,15 @@ def save_samples(path: pathlib.Path, step: int, samples: np.ndarray, *, centered
     stem = path / "samples" / f"step_{step}"
     np.savez_compressed(stem.with_suffix(".npz"), stored)
     report.save_picture(stem.with_suffix(".png"), stored)
+    return stem.with_suffix(".png")
+
+
+def save_edits(
+    path: pathlib.Path, mode: str, step: int, images: dict[str, np.ndarray], *, centered: bool
+) -> pathlib.Path:
+    """Write `samples/<mode>_<N>.npz`, uint8 images by name, and `.png`, those of a row together; returns its path."""
+    stored: dict[str, Any] = {name: data.to_uint8(x, centered=centered) for name, x in images.items()}
+    stem = path / "samples" / f"{mode}_{step}"
+    np.savez_compressed(stem.with_suffix(".npz"), **stored)
+    report.side_by_side(stored).save(stem.with_suffix(".png"))
     return stem.with_suffix(".png")

@@ -49,3 +49,20 @@ def test_marginal_moments(sde, mixture):
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"weights \[k\]"):
         sj.GaussianMixture([0.5, 0.5], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
+
+
+def test_the_posterior_is_bayes_rule(mixture):
+    """At points of the plane, and its evidence against a sum over a grid of the plane."""
+    A, y, noise_std = jnp.array([[1.0, 0.5], [-0.3, 2.0], [0.0, 1.0]]), jnp.array([0.4, -0.2, 0.3]), 0.5
+    side = jnp.linspace(-6.0, 6.0, 301)
+    x = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    likelihood = multivariate_normal(y, noise_std**2 * np.eye(3)).logpdf(np.asarray(x @ A.T))
+    joint = jax.jit(mixture.log_prob)(x) + likelihood
+    evidence = jax.nn.logsumexp(joint) + 2 * jnp.log(side[1] - side[0])
+    np.testing.assert_allclose(mixture.measurement(A, noise_std).log_prob(y), evidence, atol=1e-4)
+    posterior = jax.jit(mixture.posterior)(A, y, noise_std)
+    near = joint > joint.max() - 10
+    np.testing.assert_allclose(jax.jit(posterior.log_prob)(x)[near], (joint - evidence)[near], atol=2e-3)
+    np.testing.assert_allclose(posterior.weights.sum(), 1.0, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"A must have shape \(3, 2\)"):
+        mixture.posterior(A[:2], y, noise_std)

@@ -138,10 +138,7 @@ def inpaint_langevin(
     Raises:
       ValueError: if the mask or the data do not fit `x`; else as `annealed_langevin`.
     """
-    if observed.shape != x.shape:
-        raise ValueError(f"observed must have the shape of x, {x.shape}, but has {observed.shape}")
-    if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
-        raise ValueError(f"mask must have the shape of x, {x.shape}, or 1 along some axes, but has {mask.shape}")
+    check_mask(x, observed, mask)
     known = mask.astype(bool)
 
     def impose(k: Array, x: Array, sigma: Array) -> Array:
@@ -151,6 +148,14 @@ def inpaint_langevin(
     if not trajectory:
         return jnp.where(known, observed, states)
     return states.at[-1].set(jnp.where(known, observed, states[-1]))
+
+
+def check_mask(x: Array, observed: Array, mask: Array) -> None:
+    """Raise a `ValueError` unless the data have the shape of `x`, and the mask too, or 1 along some of its axes."""
+    if observed.shape != x.shape:
+        raise ValueError(f"observed must have the shape of x, {x.shape}, but has {observed.shape}")
+    if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
+        raise ValueError(f"mask must have the shape of x, {x.shape}, or 1 along some axes, but has {mask.shape}")
 
 
 def _anneal(

@@ -1,0 +1,150 @@
+"""The modes that edit images: each shows the original, what was left of it, and what the model makes of that."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from score_jax import data, inverse, lookup, operators, parameterization, replacement, samplers
+from score_jax.build import make_grid, make_guided_score_fn, make_sampler, open_data
+from score_jax.context import Run
+from score_jax.errors import UserError, nearest
+from score_jax.sde import ScoreFn, sample_prior
+from score_jax.workdir import save_edits
+
+__all__ = ["colorize", "inpaint", "restore"]
+
+# `edit(key, score_fn, x) -> (degraded, restored)`, both in the shape of `x`.
+Edit = Callable[[Array, ScoreFn, Array], tuple[Array, Array]]
+
+# What a mask hides, from the places in units of height and width.
+MASKS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
+    "center": lambda down, along, rng: (np.abs(down - 0.5) < 0.25) & (np.abs(along - 0.5) < 0.25),
+    "left": lambda down, along, rng: (along < 0.5) & (down < 1),
+    "random": lambda down, along, rng: rng.random((len(down), along.shape[1])) < 0.5,
+}
+
+
+def inpaint(run: Run) -> None:
+    """Hide a part of images and fill it in, with the sampler of the config (score_jax.replacement)."""
+    sde, config, mask = run.sampling_sde, run.config, _mask(run)
+
+    def edit(key: Array, score_fn: ScoreFn, x: Array) -> tuple[Array, Array]:
+        key_prior, key = jax.random.split(key)
+        sampler, start = make_sampler(config, sde, score_fn), sample_prior(key_prior, sde, x.shape)
+        ts, denoise = make_grid(config, sde), config.sampling.denoise
+        restored = replacement.inpaint(key, sde, score_fn, sampler, start, ts, x, mask, denoise=denoise)
+        return jnp.where(mask, x, 0.0 if config.data.centered else 0.5), restored
+
+    _edit(run, "inpaint", edit)
+
+
+def colorize(run: Run) -> None:
+    """Take the color from images and give it back, with the sampler of the config (score_jax.replacement)."""
+    sde, config, channels = run.sampling_sde, run.config, _image_shape(run)[-1]
+    if channels == 1:
+        raise UserError(f"--mode=colorize needs images in color, but those of {config.data.name!r} have one channel")
+
+    def edit(key: Array, score_fn: ScoreFn, x: Array) -> tuple[Array, Array]:
+        key_prior, key = jax.random.split(key)
+        sampler, start = make_sampler(config, sde, score_fn), sample_prior(key_prior, sde, x.shape)
+        ts, denoise, grey = make_grid(config, sde), config.sampling.denoise, operators.decolorize()(x)
+        restored = replacement.colorize(key, sde, score_fn, sampler, start, ts, grey, denoise=denoise)
+        return jnp.broadcast_to(grey, x.shape), restored
+
+    _edit(run, "colorize", edit)
+
+
+def restore(run: Run) -> None:
+    """Measure images, with noise, and restore them by the score of the posterior (score_jax.inverse)."""
+    sde, config, editing = run.sampling_sde, run.config, run.config.editing
+    forward = _operator(run)
+    field = "config.editing.method"
+    method = lookup.find(inverse, editing.method.name, field, takes="sde, score_fn, y, forward")
+
+    def edit(key: Array, score_fn: ScoreFn, x: Array) -> tuple[Array, Array]:
+        key_noise, key_prior, key = jax.random.split(key, 3)
+        y = forward(x)
+        y = y + editing.noise_std * jax.random.normal(key_noise, y.shape)
+        fields = {"noise_std": editing.noise_std, **lookup.fields(editing.method)}
+        score_fn = lookup.call(method, sde, score_fn, y, forward, field=field, **fields)
+        start = sample_prior(key_prior, sde, x.shape)
+        restored = samplers.sample(key, make_sampler(config, sde, score_fn), start, make_grid(config, sde))
+        if config.sampling.denoise:
+            restored = parameterization.tweedie(sde, score_fn, restored, sde.t_min)
+        for axis in (1, 2, 3):  # What is smaller is shown enlarged.
+            y = jnp.repeat(y, x.shape[axis] // y.shape[axis], axis)
+        return y, restored
+
+    _edit(run, "restore", edit)
+
+
+def _edit(run: Run, mode: str, edit: Edit) -> None:
+    """Edit the images of the config, a batch at a time, and write before and after."""
+    config = run.config
+    step, state = run.restore()
+    images, labels = _images(run)
+    chunk = min(len(images), config.sampling.batch_size)
+
+    @jax.jit
+    def compiled(params: Any, classifier: Any, key: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        return edit(key, make_guided_score_fn(config, run.sampling_sde, run.network, params, y, classifier), x)
+
+    x = data.to_float(images, np.random.default_rng(0), centered=config.data.centered)
+    chunks = []
+    for i in range(-(-len(x) // chunk)):
+        # The last batch is filled up with images that are dropped again, so that nothing compiles anew.
+        part = np.resize(np.arange(i * chunk, min(len(x), (i + 1) * chunk)), chunk)
+        chunks.append(compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), x[part], labels[part]))
+    degraded, restored = (np.concatenate(parts)[: len(x)] for parts in zip(*chunks, strict=True))
+    if not np.isfinite(restored).all():
+        raise UserError(f"{mode}: the images are not finite: take more config.sampling.num_steps")
+    shown = {"original": x, "degraded": degraded, "restored": restored}
+    print(f"{mode}:", save_edits(run.workdir, mode, step, shown, centered=config.data.centered))
+
+
+def _image_shape(run: Run) -> tuple[int, int, int]:
+    if len(run.dataset.shape) != 3:
+        raise UserError(f"config.data.name: editing needs images, and {run.config.data.name!r} has none")
+    return run.dataset.shape
+
+
+def _images(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The uint8 images to edit, in the network's size, and their labels."""
+    config, shape = run.config, _image_shape(run)
+    if not config.editing.images:
+        test = open_data(config, "test")
+        return test.read(np.arange(min(test.size, config.sampling.num_samples)))
+    if run.classes:
+        raise UserError("config.editing.images: the network is told classes, and files have none; '' is the test split")
+    images = data.read_images(pathlib.Path(config.editing.images), shape)
+    return images, np.zeros(len(images), np.int32)
+
+
+def _mask(run: Run) -> Array:
+    """True where images are known, `[1, h, w, 1]`."""
+    height, width, _ = _image_shape(run)
+    name = run.config.editing.mask
+    if name in MASKS:
+        down, along = (np.arange(size) / size + 0.5 / size for size in (height, width))
+        hidden = MASKS[name](down[:, None], along[None, :], np.random.default_rng(run.config.seed))
+    elif pathlib.Path(name).is_file():
+        hidden = data.read_images(pathlib.Path(name), (height, width, 1))[0, :, :, 0] < 128
+    else:
+        raise UserError(f"config.editing.mask: neither a mask nor a file: {name!r}{nearest(name, MASKS)}")
+    return jnp.asarray(~hidden).reshape(1, height, width, 1)
+
+
+def _operator(run: Run) -> operators.Operator:
+    """The measurement of the config, tried on the shape of the images."""
+    operator, field = run.config.editing.operator, "config.editing.operator"
+    make = lookup.find(operators, operator.name, field, takes="")
+    arguments = (_mask(run),) if make is operators.mask else ()
+    forward = lookup.call(make, *arguments, field=field, **lookup.fields(operator))
+    example = jnp.zeros((1, *_image_shape(run)))
+    lookup.call(lambda: jax.eval_shape(forward, example), field=field)
+    return forward

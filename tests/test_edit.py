@@ -1,0 +1,115 @@
+"""The modes that edit images, on a network trained for six steps: files, known pixels, mistakes in one line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_experiment import tiny
+
+from score_jax import data, experiment
+from score_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    experiment.run(tiny(), "train", workdir)
+    return workdir
+
+
+def edited(workdir, mode, **editing):
+    config = tiny()
+    config.editing.update(editing)
+    experiment.run(config, mode, workdir)
+    assert Image.open(workdir / f"samples/{mode}_6.png").size[0] > 100
+    arrays = np.load(workdir / f"samples/{mode}_6.npz")
+    assert {(x.shape, x.dtype.name) for x in arrays.values()} == {(arrays["original"].shape, "uint8")}
+    return arrays["original"], arrays["degraded"], arrays["restored"]
+
+
+def test_inpainting_changes_what_is_hidden_only(trained, tmp_path, capsys):
+    hidden = np.zeros((8, 8), bool)
+    hidden[2:6, 2:6] = True
+    original, degraded, restored = edited(trained, "inpaint", mask="center")
+    np.testing.assert_array_equal(original, data.load("digits", "test").read(np.arange(5))[0])
+    for x in (degraded, restored):
+        np.testing.assert_array_equal(x[:, ~hidden], original[:, ~hidden])
+    assert set(degraded[:, hidden].ravel()) == {128}
+    assert (restored[:, hidden] != original[:, hidden]).mean() > 0.5
+    assert "inpaint: " in capsys.readouterr().out
+    assert "<h2>Inpaint, step 6</h2>" in (trained / "report.html").read_text()
+    # The mask as a file, and images of other sizes from a folder.
+    Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    (tmp_path / "images").mkdir()
+    for i, size in enumerate([(8, 8), (30, 20)]):
+        Image.new("RGB", size, (0, 0, 255 * i)).save(tmp_path / f"images/{i}.png")
+    original, _, restored = edited(trained, "inpaint", mask=str(tmp_path / "mask.png"), images=str(tmp_path / "images"))
+    assert original.shape == (2, 8, 8, 1)
+    np.testing.assert_array_equal(restored[:, ~hidden], original[:, ~hidden])
+
+
+def test_masks(trained):
+    gone = {m: (edited(trained, "inpaint", mask=m)[1] == 128).all(axis=(0, 3)) for m in ("left", "random")}
+    np.testing.assert_array_equal(gone["left"], np.broadcast_to(np.arange(8) < 4, (8, 8)))
+    assert 16 < gone["random"].sum() < 48  # Of 64 fair coins, but for 3 in 100,000 cases.
+
+
+@pytest.mark.parametrize(("operator", "method"), [("blur", "mmps"), ("downsample", "pigdm"), ("mask", "dps")])
+def test_restoring(trained, operator, method):
+    original, degraded, _ = edited(
+        trained, "restore", operator={"name": operator}, method={"name": method}, noise_std=0.2
+    )
+    if operator == "downsample":
+        x = data.to_float(original, np.random.default_rng(0), centered=True)
+        means = np.repeat(np.repeat(x.reshape(5, 4, 2, 4, 2, 1).mean(axis=(2, 4)), 2, axis=1), 2, axis=2)
+        # Noise 0.2 in squares of 2 x 2: uint8 clips some of it.
+        noise = (data.to_float(degraded, np.random.default_rng(0), centered=True) - means)[np.abs(means) < 0.5]
+        assert 0.12 < noise.std() < 0.28
+
+
+def test_color(trained, tmp_path):
+    with pytest.raises(UserError, match="--mode=colorize needs images in color, but those of 'digits' have one"):
+        experiment.run(tiny(), "colorize", trained)
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
+    config = tiny()
+    config.data.update(name="folder", dir=str(tmp_path / "images"))
+    config.training.num_steps = 2
+    config.training.checkpoint_every = 2
+    experiment.run(config, "train", tmp_path / "run")
+    experiment.run(config, "colorize", tmp_path / "run")
+    arrays = np.load(tmp_path / "run/samples/colorize_2.npz")
+    original, degraded, restored = (arrays[name].astype(float) for name in ("original", "degraded", "restored"))
+    assert np.ptp(degraded, axis=-1).max() == 0
+    np.testing.assert_allclose(degraded.mean(axis=-1), original.mean(axis=-1), atol=0.5)
+    inside = (restored > 0).all(axis=-1) & (restored < 255).all(axis=-1)  # Others were clipped.
+    np.testing.assert_allclose(restored.mean(axis=-1)[inside], original.mean(axis=-1)[inside], atol=0.6)
+
+
+MISTAKES = {
+    "mask=centre": "config.editing.mask: neither a mask nor a file: 'centre'; did you mean 'center'",
+    "images=nowhere.png": "cannot read the image nowhere.png",
+    "operator.name=blurr": "config.editing.operator: unknown name 'blurr'; did you mean 'blur'",
+    "method.name=mmp": "config.editing.method: unknown name 'mmp'; did you mean 'mmps'",
+    "noise_std=-1.0": "config.editing.method: noise_std must not be negative",
+}
+
+
+@pytest.mark.parametrize("setting", MISTAKES)
+def test_mistakes_get_one_line(trained, setting):
+    config = tiny()
+    field, value = setting.split("=")
+    config.update_from_flattened_dict({f"editing.{field}": float(value) if field == "noise_std" else value})
+    with pytest.raises(UserError, match=MISTAKES[setting]) as caught:
+        experiment.run(config, "inpaint" if field in ("mask", "images") else "restore", trained)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_mistakes(trained, tmp_path):
+    config = tiny()
+    config.editing.operator = {"name": "downsample", "factor": 3}
+    with pytest.raises(UserError, match=r"config\.editing\.operator: .*divisible by it, got 8 x 8"):
+        experiment.run(config, "restore", trained)
+    with pytest.raises(UserError, match="editing needs images, and 'two_moons' has none"):
+        experiment.run(tiny("toy2d"), "inpaint", tmp_path / "vectors")
