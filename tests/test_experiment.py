@@ -40,6 +40,14 @@ def tiny(name="vp_digits"):
     return config
 
 
+def untrained(config, workdir):
+    """A workdir as training leaves it at step 6, but for the training: nothing but the initialisation compiles."""
+    run = experiment.Run(config, workdir)
+    with checkpoint.open_manager(workdir / "checkpoints") as manager:
+        checkpoint.save(manager, 6, jax.jit(run.init_state)(), {})
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"

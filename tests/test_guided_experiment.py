@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
-from test_experiment import get_config, tiny
+from test_experiment import get_config, tiny, untrained
 
 import score_jax as sj
-from score_jax import build, checkpoint, data, evaluate, experiment, workdir
+from score_jax import build, data, evaluate, experiment, workdir
 from score_jax.errors import UserError
 
 
@@ -19,9 +19,7 @@ def runs(tmp_path_factory):
     """A score of classes as it is before training, and a classifier, hardly trained."""
     root = tmp_path_factory.mktemp("guided")
     experiment.run(classifier_config(), "train", root / "classifier_digits")
-    run = experiment.Run(tiny("vp_digits_conditional"), root / "vp_digits_conditional")
-    with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
-        checkpoint.save(manager, 6, jax.jit(run.init_state)(), {})
+    untrained(tiny("vp_digits_conditional"), root / "vp_digits_conditional")
     return root
 
 
