@@ -9,7 +9,7 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
 MODE = flags.DEFINE_string(
-    "mode", "train", "What to do: train, sample, evaluate, likelihood, inpaint, colorize or restore."
+    "mode", "train", "What to do: train, sample, evaluate, likelihood, inpaint, colorize, restore or interpolate."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
 

@@ -2,7 +2,7 @@
 
 1. On a mixture of two Gaussians in two dimensions with its exact score, on DDPM's linear chain: 50,000 samples that
    start from the exact marginal; the energy distance to the exact law, times 10,000.
-2. With `--workdir`, on the digits model trained there by `configs/vp_digits.py`: 2,048 samples; the Frechet distance on
+2. With `--workdir`, on the digits model trained there by `configs/vp_digits.py`: 1,024 samples; the Frechet distance on
    pixels to all 1,797 digits.
 3. With `--diffusers`, the schedulers of diffusers (an extra, `pip install diffusers torch`) on the mixture.
 
@@ -154,7 +154,7 @@ def digits(workdir: pathlib.Path) -> dict:
     score_fn = build.make_score_fn(run.config, sde, run.network, params)
     real = np.concatenate([d.read(np.arange(d.size))[0] for d in (run.dataset, build.open_data(run.config, "test"))])
     real = data.to_float(real, np.random.default_rng(0), centered=True).reshape(len(real), -1)
-    x = sj.sample_prior(jax.random.key(0), sde, (2048, *run.dataset.shape))
+    x = sj.sample_prior(jax.random.key(0), sde, (1024, *run.dataset.shape))
     header("digits: Frechet distance")
     table: dict = {}
     for name, budget, samples in runs(sde, score_fn, x):

@@ -57,13 +57,15 @@ def base() -> ConfigDict:
                 num_samples=64,
                 batch_size=512,
             ),
-            # Of the modes inpaint, colorize and restore.
+            # Of the modes inpaint, colorize, restore and interpolate.
             editing=dict(
                 images="",  # a file or a folder of images; '': the first sampling.num_samples of the test split
                 mask="center",  # what is hidden: 'center', 'left', 'random', or a file that is black there
                 operator=dict(name="blur"),  # what restore undoes (score_jax.operators); 'mask' is the one above
                 method=dict(name="mmps"),  # how (score_jax.inverse)
                 noise_std=0.1,  # of the noise that restore adds to the measurement, in the range of data.centered
+                num_between=6,  # images that interpolate puts between two
+                temperature=1.0,  # the factor on their latent codes
             ),
             evaluation=dict(
                 num_samples=512,

@@ -183,10 +183,12 @@ def _step_size(config: ConfigDict, sde: SDE) -> float:
     return timesteps.langevin_step_size(last, ratio, config.sampling.sampler.num_steps) / 2
 
 
-def make_grid(config: ConfigDict, sde: SDE) -> Array:
-    """The times that `config.sampling` walks."""
-    grid = lookup.find(timesteps, config.sampling.grid, "config.sampling.grid", takes="sde, n")
-    return lookup.call(grid, sde, config.sampling.num_steps, field="config.sampling.num_steps")
+def make_grid(config: ConfigDict, sde: SDE, score_fn: ScoreFn, x: Array) -> Array:
+    """The times that `config.sampling` walks; where they are learned, from the paths of x, `[batch, *event]`."""
+    takes = "sde, n", "sde, score_fn, x, n"
+    grid = lookup.find(timesteps, config.sampling.grid, "config.sampling.grid", takes=takes)
+    arguments = (sde, score_fn, x) if grid is timesteps.curvature else (sde,)
+    return lookup.call(grid, *arguments, config.sampling.num_steps, field="config.sampling.num_steps")
 
 
 def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:

@@ -46,7 +46,9 @@ class Run:
         self.sde, self.network = make_sde(config), make_network(config)
         self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
         # One split: `fold_in(key, i)` and `split(key)[i]` are the same key.
-        self.key_params, self.key_train, self.key_sample = jax.random.split(jax.random.key(config.seed), 3)
+        self.key_params, self.key_train, self.key_sample, self.key_grid = jax.random.split(
+            jax.random.key(config.seed), 4
+        )
         self.optimizer = train.make_optimizer(
             config.training.learning_rate,
             num_steps=config.training.num_steps,
@@ -75,7 +77,8 @@ class Run:
             self.classes, self.classifier = self.load_classifier()
         score_fn = make_guided_score_fn(config, sde, self.network, None, jnp.zeros(1, jnp.int32), self.classifier)
         make_sampler(config, sde, score_fn)
-        make_grid(config, sde)
+        example = jnp.zeros((1, *self.dataset.shape))
+        jax.eval_shape(lambda: make_grid(config, sde, lambda x, t: x, example))
 
     def load_classifier(self) -> tuple[int, jax.tree_util.Partial]:
         """The number of classes and `classifier(y, x, t) -> [batch]`, log p(y | x_t), of a run that trained one."""
@@ -104,22 +107,33 @@ class Run:
                 raise UserError(f"{self.workdir} has no checkpoint: train first, with --mode=train")
             return step, checkpoint.restore(manager, step, self.state)[0]
 
+    def grid(self, params: Any) -> Array:
+        """The times that sampling walks, `[num_steps + 1]`; where they are learned, from 64 paths."""
+        config, sde = self.config, self.sampling_sde
+
+        def make(params: Any, classifier: Any) -> Array:
+            y = jnp.arange(64) % (self.classes or 1)
+            x = sample_prior(self.key_grid, sde, (len(y), *self.dataset.shape))
+            return make_grid(config, sde, make_guided_score_fn(config, sde, self.network, params, y, classifier), x)
+
+        return jax.jit(make)(params, self.classifier)
+
     def generate(self, params: Any, num_samples: int) -> np.ndarray:
         """Samples in the data's own range, `[num_samples, ...]` on the host; the label of sample i is i % classes."""
         config, sde = self.config, self.sampling_sde
         chunk = min(num_samples, config.sampling.batch_size)
 
-        def draw(params: Any, classifier: Any, key: Array, y: Array) -> Array:
+        def draw(params: Any, classifier: Any, key: Array, y: Array, ts: Array) -> Array:
             score_fn = make_guided_score_fn(config, sde, self.network, params, y, classifier)
             key_prior, key_steps = jax.random.split(key)
             x = sample_prior(key_prior, sde, (chunk, *self.dataset.shape))
-            x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, make_grid(config, sde))
+            x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, ts)
             return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
 
-        compiled, chunks = jax.jit(draw), []
+        compiled, ts, chunks = jax.jit(draw), self.grid(params), []
         for i in range(-(-num_samples // chunk)):
             y = (i * chunk + jnp.arange(chunk)) % (self.classes or 1)
-            inputs = params, self.classifier, jax.random.fold_in(self.key_sample, i), y
+            inputs = params, self.classifier, jax.random.fold_in(self.key_sample, i), y, ts
             chunks.append(np.asarray(compiled(*inputs)))
             if not np.isfinite(chunks[-1]).all():
                 try:

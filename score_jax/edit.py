@@ -10,16 +10,16 @@ import numpy as np
 from jax import Array
 
 from score_jax import data, inverse, lookup, operators, parameterization, replacement, samplers
-from score_jax.build import make_grid, make_guided_score_fn, make_sampler, open_data
+from score_jax.build import make_guided_score_fn, make_sampler, open_data
 from score_jax.context import Run
 from score_jax.errors import UserError, nearest
 from score_jax.sde import ScoreFn, sample_prior
 from score_jax.workdir import save_edits
 
-__all__ = ["colorize", "inpaint", "restore"]
+__all__ = ["colorize", "inpaint", "interpolate", "restore"]
 
-# `edit(key, score_fn, x) -> (degraded, restored)`, both in the shape of `x`.
-Edit = Callable[[Array, ScoreFn, Array], tuple[Array, Array]]
+# `edit(key, score_fn, x, ts) -> (degraded, restored)`, both in the shape of `x`.
+Edit = Callable[[Array, ScoreFn, Array, Array], tuple[Array, Array]]
 
 # What a mask hides, from the places in units of height and width.
 MASKS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
@@ -33,10 +33,10 @@ def inpaint(run: Run) -> None:
     """Hide a part of images and fill it in, with the sampler of the config (score_jax.replacement)."""
     sde, config, mask = run.sampling_sde, run.config, _mask(run)
 
-    def edit(key: Array, score_fn: ScoreFn, x: Array) -> tuple[Array, Array]:
+    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array]:
         key_prior, key = jax.random.split(key)
         sampler, start = make_sampler(config, sde, score_fn), sample_prior(key_prior, sde, x.shape)
-        ts, denoise = make_grid(config, sde), config.sampling.denoise
+        denoise = config.sampling.denoise
         restored = replacement.inpaint(key, sde, score_fn, sampler, start, ts, x, mask, denoise=denoise)
         return jnp.where(mask, x, 0.0 if config.data.centered else 0.5), restored
 
@@ -49,10 +49,10 @@ def colorize(run: Run) -> None:
     if channels == 1:
         raise UserError(f"--mode=colorize needs images in color, but those of {config.data.name!r} have one channel")
 
-    def edit(key: Array, score_fn: ScoreFn, x: Array) -> tuple[Array, Array]:
+    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array]:
         key_prior, key = jax.random.split(key)
         sampler, start = make_sampler(config, sde, score_fn), sample_prior(key_prior, sde, x.shape)
-        ts, denoise, grey = make_grid(config, sde), config.sampling.denoise, operators.decolorize()(x)
+        denoise, grey = config.sampling.denoise, operators.decolorize()(x)
         restored = replacement.colorize(key, sde, score_fn, sampler, start, ts, grey, denoise=denoise)
         return jnp.broadcast_to(grey, x.shape), restored
 
@@ -66,14 +66,14 @@ def restore(run: Run) -> None:
     field = "config.editing.method"
     method = lookup.find(inverse, editing.method.name, field, takes="sde, score_fn, y, forward")
 
-    def edit(key: Array, score_fn: ScoreFn, x: Array) -> tuple[Array, Array]:
+    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array]:
         key_noise, key_prior, key = jax.random.split(key, 3)
         y = forward(x)
         y = y + editing.noise_std * jax.random.normal(key_noise, y.shape)
         fields = {"noise_std": editing.noise_std, **lookup.fields(editing.method)}
         score_fn = lookup.call(method, sde, score_fn, y, forward, field=field, **fields)
         start = sample_prior(key_prior, sde, x.shape)
-        restored = samplers.sample(key, make_sampler(config, sde, score_fn), start, make_grid(config, sde))
+        restored = samplers.sample(key, make_sampler(config, sde, score_fn), start, ts)
         if config.sampling.denoise:
             restored = parameterization.tweedie(sde, score_fn, restored, sde.t_min)
         for axis in (1, 2, 3):  # What is smaller is shown enlarged.
@@ -81,6 +81,47 @@ def restore(run: Run) -> None:
         return y, restored
 
     _edit(run, "restore", edit)
+
+
+def interpolate(run: Run) -> None:
+    """Walk from each image to the next one, pair by pair, on the sphere of their latent codes (score_jax.ode)."""
+    from score_jax.ode import ode_encode, ode_sample, spherical  # Here, as diffrax takes a second to import.
+
+    config, sde, editing = run.config, run.sampling_sde, run.config.editing
+    step, state = run.restore()
+    images, labels = _images(run)
+    if len(images) < 2 or editing.num_between < 0 or editing.temperature <= 0:
+        raise UserError(
+            "--mode=interpolate needs 2 images or more, config.editing.num_between of 0 or more and a positive "
+            f"config.editing.temperature, got {len(images)}, {editing.num_between} and {editing.temperature}"
+        )
+    x = data.to_float(images[: len(images) // 2 * 2], np.random.default_rng(0), centered=config.data.centered)
+    pairs = x.reshape(-1, 2, *x.shape[1:]), labels[: len(x)].reshape(-1, 2)
+    weights = np.linspace(0, 1, editing.num_between + 2)
+    tolerance = {name: config.evaluation.likelihood[name] for name in ("rtol", "atol", "solver")}
+
+    def score(params: Any, classifier: Any, y: Array) -> ScoreFn:
+        return make_guided_score_fn(config, sde, run.network, params, y, classifier)
+
+    @jax.jit
+    def encode(params: Any, classifier: Any, x: Array, y: Array) -> Array:
+        return ode_encode(sde, score(params, classifier, y), sde.alpha(sde.t_min) * x, **tolerance)
+
+    @jax.jit
+    def decode(params: Any, classifier: Any, latent: Array, y: Array) -> Array:
+        score_fn = score(params, classifier, y)
+        return parameterization.tweedie(sde, score_fn, ode_sample(sde, score_fn, latent, **tolerance), sde.t_min)
+
+    model = state.ema, run.classifier
+    first, second = (encode(*model, pairs[0][:, i], pairs[1][:, i]) for i in (0, 1))
+    shown = {}
+    for weight in weights:
+        latent = editing.temperature * spherical(first, second, float(weight))
+        y = pairs[1][:, 0 if weight < 0.5 else 1]
+        shown[f"{weight:.2f}"] = np.asarray(decode(*model, latent, y))
+    if not all(np.isfinite(part).all() for part in shown.values()):
+        raise UserError("interpolate: the ODE solver gave up: loosen config.evaluation.likelihood.rtol and atol")
+    print("interpolate:", save_edits(run.workdir, "interpolate", step, shown, centered=config.data.centered))
 
 
 def _edit(run: Run, mode: str, edit: Edit) -> None:
@@ -91,15 +132,18 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
     chunk = min(len(images), config.sampling.batch_size)
 
     @jax.jit
-    def compiled(params: Any, classifier: Any, key: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        return edit(key, make_guided_score_fn(config, run.sampling_sde, run.network, params, y, classifier), x)
+    def compiled(params: Any, classifier: Any, key: Array, x: Array, y: Array, ts: Array) -> tuple[Array, Array]:
+        score_fn = make_guided_score_fn(config, run.sampling_sde, run.network, params, y, classifier)
+        return edit(key, score_fn, x, ts)
 
     x = data.to_float(images, np.random.default_rng(0), centered=config.data.centered)
-    chunks = []
+    ts, chunks = run.grid(state.ema), []
     for i in range(-(-len(x) // chunk)):
         # The last batch is filled up with images that are dropped again, so that nothing compiles anew.
         part = np.resize(np.arange(i * chunk, min(len(x), (i + 1) * chunk)), chunk)
-        chunks.append(compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), x[part], labels[part]))
+        chunks.append(
+            compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), x[part], labels[part], ts)
+        )
     degraded, restored = (np.concatenate(parts)[: len(x)] for parts in zip(*chunks, strict=True))
     if not np.isfinite(restored).all():
         raise UserError(f"{mode}: the images are not finite: take more config.sampling.num_steps")

@@ -142,7 +142,7 @@ def _likelihood(run: Run) -> None:
 
 
 MODES: dict[str, Callable[[Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
-MODES |= {f.__name__: f for f in (edit.inpaint, edit.colorize, edit.restore)}
+MODES |= {f.__name__: f for f in (edit.inpaint, edit.colorize, edit.restore, edit.interpolate)}
 
 
 def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
@@ -150,7 +150,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
 
     Args:
       config: the experiment.
-      mode: `train`, `sample`, `evaluate`, `likelihood`, `inpaint`, `colorize` or `restore`.
+      mode: `train`, `sample`, `evaluate`, `likelihood`, `inpaint`, `colorize`, `restore` or `interpolate`.
       workdir: where its files lie; made by `train`.
 
     Raises:

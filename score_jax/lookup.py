@@ -12,8 +12,8 @@ from score_jax.errors import UserError, nearest
 __all__ = ["call", "choose", "fields", "find"]
 
 
-def find(module: ModuleType, name: str, field: str, *, takes: str) -> Callable:
-    """A public function of a module by its name, among those whose first arguments are named `takes`."""
+def find(module: ModuleType, name: str, field: str, *, takes: str | tuple[str, ...]) -> Callable:
+    """A public function of a module by its name, among those whose first arguments are named `takes`, or one of it."""
 
     def fits(fn: Any) -> bool:
         return ", ".join(inspect.signature(fn).parameters).startswith(takes)

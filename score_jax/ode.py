@@ -6,6 +6,11 @@ The ODE (Song et al. 2021, Eq. 13; `sde`, Eq. 6) has the marginals of the proces
 
 A batch shares its steps.  A step is accepted when the error of every example, root mean square over its
 dimensions and relative to  atol + rtol |z|,  is below one: no average over the batch hides a bad example.
+
+The state at t_max is the data's latent code (`ode_encode`, then `ode_sample` back).  Codes have norms near
+sigma sqrt(d), and so have the points between two of them at an angle theta (White 2016),
+
+    a sin((1 - w) theta) / sin(theta) + b sin(w theta) / sin(theta).        (2)
 """
 
 from collections.abc import Callable
@@ -16,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.sde import SDE, ScoreFn, probability_flow_drift
+from score_jax.sde import SDE, ScoreFn, dot, expand, probability_flow_drift, square
 
-__all__ = ["SolverError", "ode_encode", "ode_sample", "ode_solve"]
+__all__ = ["SolverError", "ode_encode", "ode_sample", "ode_solve", "spherical"]
 
 
 class SolverError(RuntimeError):
@@ -80,6 +85,24 @@ def ode_encode(
     """
     times = sde.t_min, sde.t_max
     return ode_solve(sde, score_fn, x, *times, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)[0]
+
+
+def spherical(a: Array, b: Array, weight: float | Array) -> Array:
+    """The latent code between two, on the great circle through them (Eq. 2).
+
+    Args:
+      a: codes, `[batch, *event]`, the result at weight 0.
+      b: codes in the shape of `a`, the result at weight 1.
+      weight: scalar or `[batch]`.
+    """
+    cosine = dot(a, b) / jnp.sqrt(square(a) * square(b))
+    theta = jnp.arccos(jnp.clip(cosine, -1, 1))
+    # Where a and b agree the straight line does.
+    near = theta < 1e-3
+    sine = jnp.where(near, 1.0, jnp.sin(theta))
+    shares = (jnp.where(near, w, jnp.sin(w * theta) / sine) for w in (1 - jnp.asarray(weight), jnp.asarray(weight)))
+    first, second = (expand(jnp.broadcast_to(share, len(a)), a) for share in shares)
+    return first * a + second * b
 
 
 def ode_solve(

@@ -85,6 +85,21 @@ def test_color(trained, tmp_path):
     np.testing.assert_allclose(restored.mean(axis=-1)[inside], original.mean(axis=-1)[inside], atol=0.6)
 
 
+def test_interpolation_ends_with_its_images(trained):
+    """A network before training says eps = 0: codes are the images times alpha ratios, and so is all between."""
+    config = tiny()
+    config.editing.num_between = 1
+    experiment.run(config, "interpolate", trained)
+    arrays = np.load(trained / "samples/interpolate_6.npz")
+    assert list(arrays) == ["0.00", "0.50", "1.00"]
+    images = data.load("digits", "test").read(np.arange(4))[0].reshape(2, 2, 8, 8, 1)
+    for name, i in (("0.00", 0), ("1.00", 1)):
+        np.testing.assert_allclose(arrays[name].astype(int), images[:, i], atol=1)
+    config.editing.temperature = 0.0
+    with pytest.raises(UserError, match=r"a positive config\.editing\.temperature, got 5, 1 and 0.0"):
+        experiment.run(config, "interpolate", trained)
+
+
 MISTAKES = {
     "mask=centre": "config.editing.mask: neither a mask nor a file: 'centre'; did you mean 'center'",
     "images=nowhere.png": "cannot read the image nowhere.png",

@@ -51,6 +51,18 @@ def test_solvers_are_accurate_count_their_evaluations_and_compile_once(solver, p
     assert len(traces) == first
 
 
+def test_spherical_keeps_to_the_circle():
+    """Of unit vectors at an angle theta the point at weight w is at w theta from the first; equal codes stay."""
+    angle, weight = 2.0, np.array([0.0, 0.25, 1.0])
+    a, b = (
+        jnp.broadcast_to(jnp.array([1.0, 0.0]), (3, 2)),
+        jnp.broadcast_to(jnp.array([np.cos(angle), np.sin(angle)]), (3, 2)),
+    )
+    expected = np.stack([np.cos(weight * angle), np.sin(weight * angle)], axis=1)
+    np.testing.assert_allclose(sj.spherical(a, b, weight), expected, atol=1e-6)
+    np.testing.assert_allclose(sj.spherical(3 * a, 3 * a, 0.3), 3 * a, rtol=1e-6)
+
+
 def test_decoding_gives_the_law_at_t_min_and_encoding_inverts_it(sde, mixture):
     """From the exact marginal at t_max to t_min, back to t_max and to t_min again, within 1e-3.
 

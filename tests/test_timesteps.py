@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import score_jax as sj
 from score_jax import timesteps
 from score_jax.sde import VE, VP
 
-GRIDS = [timesteps.uniform, timesteps.karras, timesteps.log_snr]
+GRIDS = [timesteps.uniform, timesteps.quadratic, timesteps.karras, timesteps.log_snr]
 DRAWS = [timesteps.draw_uniform, timesteps.draw_stratified, timesteps.draw_importance]
 
 
@@ -29,9 +30,47 @@ def test_grids_are_equally_spaced_in_their_variable(sde):
         return steps.std() / abs(steps.mean())
 
     assert spread(timesteps.uniform(sde, 20)) < 1e-4
+    assert spread(jnp.sqrt(timesteps.quadratic(sde, 20))) < 1e-4
     assert spread(sde.log_snr(timesteps.log_snr(sde, 20))) < 1e-3
     assert spread(jnp.exp(-0.5 / 7 * sde.log_snr(timesteps.karras(sde, 20)))) < 1e-3
     assert spread(jnp.exp(-0.5 / 3 * sde.log_snr(timesteps.karras(sde, 20, rho=3.0)))) < 1e-3
+
+
+def test_curvature_of_standard_normal_data():
+    """Under VE the posterior mean is  z / sqrt(1 + exp(-2 l))  along a path: Eq. 3 in closed form, but for differences.
+
+    64 paths share one shape, so their number does not matter.
+    """
+    sde = VE(sigma_min=0.01, sigma_max=20.0)
+    x = sde.sigma(1.0) * jax.random.normal(jax.random.key(0), (64, 3))
+
+    def score_fn(x, t):
+        return -x / (1 + sde.sigma(t) ** 2)
+
+    ts = timesteps.curvature(sde, score_fn, x, 8, num_points=400)
+    ls = np.linspace(-np.log(20.0), -np.log(0.01), 20_001)
+    mean = 1 / np.sqrt(1 + np.exp(-2 * ls))
+    second = np.gradient(np.gradient(mean, ls), ls)
+    density = np.cbrt(np.abs(second) / np.sqrt(1 + np.exp(-2 * ls)))
+    reached = np.concatenate([[0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    expected = np.interp(reached[-1] * np.linspace(0, 1, 9), reached, ls)
+    np.testing.assert_allclose(-np.log(sde.sigma(ts)), expected, atol=0.06)
+
+
+def test_a_learned_grid_is_better_than_those_that_know_nothing(mixture):
+    """UniPC in 10 steps against an adaptive solution: the error of what it ends with, from 500 starts."""
+    sde, score_fn = sj.VP(t_min=1e-3), mixture.score_fn(sj.VP())
+    x = mixture.marginal(sde, sde.t_max).sample(jax.random.key(0), 500)
+    exact = sj.ode_sample(sde, score_fn, x)
+    run = jax.jit(lambda x, ts: sj.sample(jax.random.key(1), sj.unipc(sde, score_fn), x, ts))
+
+    def error(ts):
+        return float(jnp.sqrt(jnp.mean((run(x, ts) - exact) ** 2)))
+
+    learned = error(timesteps.curvature(sde, score_fn, x[:64], 10))
+    assert learned < 0.8 * min(
+        error(grid(sde, 10)) for grid in (timesteps.uniform, timesteps.karras, timesteps.log_snr)
+    )
 
 
 def test_time_of_log_snr_inverts(sde):
