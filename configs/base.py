@@ -70,9 +70,16 @@ def base() -> ConfigDict:
             evaluation=dict(
                 num_samples=512,
                 classifier=False,
-                # Of test images: the probability flow's, with one probe (score_jax.likelihood).
+                # Of test images: the probability flow's, with one probe (score_jax.likelihood); with dequantizer_steps
+                # a variational dequantizer is fitted first.
                 likelihood=dict(
-                    divergence="hutchinson", num_probes=1, num_repeats=1, rtol=1e-4, atol=1e-4, solver="dopri5"
+                    divergence="hutchinson",
+                    num_probes=1,
+                    num_repeats=1,
+                    rtol=1e-4,
+                    atol=1e-4,
+                    solver="dopri5",
+                    dequantizer_steps=0,
                 ),
             ),
         )

@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 # What needs diffrax, which takes as long to import as all the rest, is imported at its first use.
 LAZY = {
     "ode": ("SolverError", "ode_encode", "ode_sample", "ode_solve", "spherical"),
-    "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "chain_elbo", "elbo", "log_prob"),
+    "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "chain_elbo", "elbo", "log_prob", "place_in_cells"),
 }
 
 __all__ = [

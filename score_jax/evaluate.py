@@ -1,19 +1,32 @@
 """Evaluation: generated against real samples, beside what real samples score against each other; likelihoods."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from tqdm import tqdm
 
 from score_jax import data, metrics
 from score_jax.errors import UserError
+from score_jax.networks.dequantizer import Dequantizer
 from score_jax.sde import SDE, ScoreFn, perturb
 
-__all__ = ["accuracy", "against_data", "as_text", "compare", "likelihood", "logistic_regression", "pixels"]
+__all__ = [
+    "accuracy",
+    "against_data",
+    "as_text",
+    "compare",
+    "fit_dequantizer",
+    "likelihood",
+    "logistic_regression",
+    "pixels",
+]
 
 
 def pixels(x: np.ndarray) -> np.ndarray:
@@ -126,6 +139,7 @@ def likelihood(
     rtol: float,
     atol: float,
     solver: str,
+    dequantizer: Callable[[Array, Array], tuple[Array, Array]] | None = None,
 ) -> dict[str, float]:
     """Bits per dimension of images of a data set.
 
@@ -161,6 +175,7 @@ def likelihood(
                 rtol=rtol,
                 atol=atol,
                 solver=solver,
+                dequantizer=dequantizer,
             )
         except SolverError as error:
             raise UserError(str(error)) from error
@@ -173,6 +188,53 @@ def likelihood(
         "num_images": len(everything),
         "num_evaluations": float(np.mean(num_evaluations)),
     }
+
+
+def fit_dequantizer(
+    key: Array,
+    sde: SDE,
+    make_score_fn: Callable[[Array], ScoreFn],
+    dataset: data.Dataset,
+    *,
+    num_steps: int,
+    batch_size: int,
+    centered: bool,
+    dequantized: bool,
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """A dequantizer for `likelihood`, fitted to the evidence lower bound (`likelihood.elbo`) of images.
+
+    Args:
+      key: a PRNG key.
+      sde: the process.
+      make_score_fn: as in `likelihood`, and so the rest.
+      dataset: images to fit it to, not those that are scored.
+      num_steps: steps of Adam.
+    """
+    from score_jax.likelihood import elbo, place_in_cells  # Here, as diffrax takes a second to import.
+
+    network, optimizer = Dequantizer(), optax.adam(optax.cosine_decay_schedule(3e-3, num_steps))
+
+    def draw(params: Any, key: Array, images: Array) -> tuple[Array, Array]:
+        return network.apply(params, images, jax.random.normal(key, images.shape))  # type: ignore[return-value]
+
+    def loss_fn(params: Any, key: Array, images: Array, y: Array) -> Array:
+        key_noise, key_bound = jax.random.split(key)
+        u, log_q = draw(params, key_noise, images)
+        x, _ = place_in_cells(images, u, centered=centered, dequantized=dequantized)
+        return jnp.mean(log_q - elbo(key_bound, sde, make_score_fn(y), x)[0])
+
+    @jax.jit
+    def step(params: Any, state: Any, key: Array, images: Array, y: Array) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.grad(loss_fn)(params, key, images, y), state)
+        return optax.apply_updates(params, updates), state
+
+    rng, example = np.random.default_rng(0), jnp.zeros((1, *dataset.shape), jnp.uint8)
+    params = network.init(key, example, jnp.zeros(example.shape))
+    state = optimizer.init(params)
+    for i in tqdm(range(num_steps), unit="step", disable=None):
+        images, y = dataset.read(rng.integers(0, dataset.size, batch_size))
+        params, state = step(params, state, jax.random.fold_in(key, i), jnp.asarray(images), jnp.asarray(y))
+    return functools.partial(jax.jit(draw), params)
 
 
 def accuracy(

@@ -120,23 +120,35 @@ def _write_numbers(run: Run, name: str, table: dict[str, float]) -> None:
 
 
 def _likelihood(run: Run) -> None:
-    config = run.config
+    config, key, fields = run.config, run.key_sample, dict(run.config.evaluation.likelihood)
 
     def score(params: Any, y: Array, x: Array, t: Array) -> Array:
         return make_score_fn(config, run.sde, run.network, params, y if num_classes(config) else None)(x, t)
 
+    make = functools.partial(jax.tree_util.Partial, score, run.restore()[1].ema)
+    images = {"centered": config.data.centered, "dequantized": config.data.dequantize}
+    if num_steps := fields.pop("dequantizer_steps"):
+        key, key_fit = jax.random.split(key)
+        fields["dequantizer"] = evaluate.fit_dequantizer(
+            key_fit,
+            run.sde,
+            make,
+            run.dataset,
+            num_steps=num_steps,
+            batch_size=config.training.batch_size,
+            **images,
+        )
     table = lookup.call(
         evaluate.likelihood,
-        run.key_sample,
+        key,
         run.sde,
-        functools.partial(jax.tree_util.Partial, score, run.restore()[1].ema),
+        make,
         open_data(config, "test"),
         field="config.evaluation.likelihood",
         num_images=config.evaluation.num_samples,
         batch_size=config.sampling.batch_size,
-        centered=config.data.centered,
-        dequantized=config.data.dequantize,
-        **config.evaluation.likelihood,
+        **images,
+        **fields,
     )
     _write_numbers(run, "likelihood", table)
 

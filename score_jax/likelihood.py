@@ -41,6 +41,7 @@ Eq. 11):  log p(x + u) - log q(u | x)  for  log p(x + u).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +53,10 @@ from score_jax.ode import integrate
 from score_jax.sde import SDE, ScoreFn, expand, perturb, prior_log_prob, probability_flow_drift, square
 from score_jax.timesteps import draw_importance
 
-__all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "chain_elbo", "elbo", "log_prob"]
+__all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "chain_elbo", "elbo", "log_prob", "place_in_cells"]
+
+
+Dequantizer = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class LogProb(NamedTuple):
@@ -147,22 +151,23 @@ def bits_per_dim(
     centered: bool,
     dequantized: bool,
     num_repeats: int = 1,
+    dequantizer: Dequantizer | None = None,
     **options: Any,
 ) -> BitsPerDim:
-    """Bits per dimension of images with uniform dequantization (Eq. 6): an upper bound, unbiased.
+    """Bits per dimension of images with dequantization (Eq. 6): an upper bound, unbiased.
 
-    The cells of the levels are those of the data that the network was trained on (`data.to_float`).  Trained on
-    (x + u)/256 it is scored on that, w = 1/256; trained on x/255 it is scored on (x + u - 1/2)/255, w = 1/255, the
-    cells whose centres it knows.
+    The cells of the levels are those of the data that the network was trained on, see `place_in_cells`.
 
     Args:
       key: a PRNG key for the noise u and the probes.
       sde: the process.
       score_fn: `score_fn(x, t)`, rows independent; t is a scalar.
       images: uint8 `[batch, h, w, c]`.
-      centered: whether the network was trained on data mapped from [0, 1] to [-1, 1].
-      dequantized: whether it was trained on (x + u)/256; otherwise on x/255.
+      centered: as in `place_in_cells`.
+      dequantized: as in `place_in_cells`.
       num_repeats: draws of the noise and the probes to average over.
+      dequantizer: `dequantizer(key, images) -> (u, log q(u | images) [batch])` with u in (0, 1), in the shape of the
+        images, see `networks.Dequantizer`; None draws u uniformly.
       **options: the keyword arguments of `log_prob`.
 
     Raises:
@@ -172,19 +177,36 @@ def bits_per_dim(
     if images.dtype != jnp.uint8:
         raise ValueError(f"bits per dimension are of uint8 images, but these are {images.dtype}")
     check_number("num_repeats", num_repeats)
-    levels, offset = (256, 0.0) if dequantized else (255, 0.5)
-    stretch, shift = (2, 1) if centered else (1, 0)
-    log_width = math.log(stretch / levels)
     bits, num_evaluations = [], jnp.zeros((), int)
     for k in jax.random.split(key, num_repeats):
         key_noise, key_probes = jax.random.split(k)
-        noise = jax.random.uniform(key_noise, images.shape) - offset
-        x = stretch * (images + noise) / levels - shift
+        if dequantizer is None:
+            u, log_q = jax.random.uniform(key_noise, images.shape), jnp.zeros(len(images))
+        else:
+            u, log_q = dequantizer(key_noise, images)
+        x, log_width = place_in_cells(images, u, centered=centered, dequantized=dequantized)
         result = log_prob(key_probes, sde, score_fn, x, **options)
-        bits.append(-(result.log_prob / math.prod(x.shape[1:]) + log_width) / math.log(2))
+        bits.append(-((result.log_prob - log_q) / math.prod(x.shape[1:]) + log_width) / math.log(2))
         num_evaluations += result.num_evaluations
     repeats = jnp.stack(bits)
     return BitsPerDim(jnp.mean(repeats, axis=0), error_of_mean(repeats), num_evaluations)
+
+
+def place_in_cells(images: Array, u: Array, *, centered: bool, dequantized: bool) -> tuple[Array, float]:
+    """Where images with noise u in [0, 1) lie in the data that a network was trained on, and the log of a cell's width.
+
+    Trained on (x + u)/256 they lie there, w = 1/256; trained on x/255 at (x + u - 1/2)/255, w = 1/255, in the cells
+    whose centres it knows (`data.to_float`).
+
+    Args:
+      images: uint8 `[batch, h, w, c]`.
+      u: in the shape of the images.
+      centered: whether the network was trained on data mapped from [0, 1] to [-1, 1].
+      dequantized: whether it was trained on (x + u)/256; otherwise on x/255.
+    """
+    levels, offset = (256, 0.0) if dequantized else (255, 0.5)
+    stretch, shift = (2, 1) if centered else (1, 0)
+    return stretch * (images + u - offset) / levels - shift, math.log(stretch / levels)
 
 
 def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 1) -> tuple[Array, Array]:
