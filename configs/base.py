@@ -154,7 +154,7 @@ def digits(**sde) -> ConfigDict:
         dropout=0.0,
     )
     config.training.update(num_steps=3000, learning_rate=4e-3, decay="cosine", times="draw_stratified")
-    config.sampling.update(sampler=dict(name="ancestral"), num_steps=100, num_samples=512)
+    config.sampling.num_samples = 512
     config.evaluation.classifier = True
     return config
 

@@ -206,7 +206,7 @@ def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, 
     error = sde.alpha(ts)[at] * jnp.sqrt(jnp.mean(derivative**2, axis=1)) / spread[at]
     density = error ** (1 / (order + 1))
     # Where nothing curves the points still need to be somewhere.
-    density = jnp.interp(ls, ls[at], density + 1e-3 * jnp.max(density))
+    density = jnp.interp(ls, ls[at], density / jnp.maximum(jnp.max(density), 1e-6) + 1e-3)
     reached = jnp.concatenate([jnp.zeros(1), jnp.cumsum(0.5 * (density[1:] + density[:-1]))])
     return _with_ends(sde, time_of_log_snr(sde, 2 * jnp.interp(reached[-1] * _fractions(n), reached, ls)))
 

@@ -35,7 +35,7 @@ def tiny(name="vp_digits"):
     if config.network.name == "UNet":
         config.network.update(features=4, multipliers=(1,), num_blocks=1, attention_at=())
     config.training.update(num_steps=6, batch_size=4, log_every=2, checkpoint_every=3, warmup_steps=1, decay="constant")
-    config.sampling.update(num_steps=2, num_samples=5, batch_size=4)
+    config.sampling.update(grid="log_snr", num_steps=2, num_samples=5, batch_size=4)
     config.evaluation.num_samples = 8
     return config
 
@@ -82,6 +82,21 @@ def test_sampling_and_evaluating_use_the_checkpoint(trained, capsys):
     assert "classifier_score" in capsys.readouterr().out
 
 
+def test_a_learned_grid_is_of_the_network(tmp_path):
+    """The published default: another network, another grid; both walk from end to end."""
+    config = tiny("toy2d")
+    config.sampling.update(grid="curvature", num_steps=5)
+    run = experiment.Run(config, tmp_path / "run")
+    params = run.init_state().ema
+    noisy = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(jax.random.key(0), p.shape), params)
+    grids = [np.asarray(run.grid(p)) for p in (params, noisy)]
+    for ts in grids:
+        assert ts.shape == (6,)
+        assert (np.diff(ts) < 0).all()
+        np.testing.assert_allclose(ts[[0, -1]], [1.0, config.sampling.t_min])
+    assert np.abs(grids[0] - grids[1]).max() > 0.01
+
+
 def test_likelihood_of_test_images(trained, capsys):
     config = tiny()
     config.evaluation.likelihood.update(rtol=1e-2, atol=1e-2)
@@ -123,7 +138,7 @@ def test_killed_and_started_again_equals_never_killed(tmp_path):
     flags = ["--config=configs/vp_digits.py", "--config.network.features=4", "--config.network.multipliers=(1,)"]
     settings = {"num_steps": 200, "batch_size": 4, "log_every": 10, "checkpoint_every": 10}
     flags += [f"--config.training.{k}={v}" for k, v in settings.items()]
-    flags += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2"]
+    flags += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2", "--config.sampling.grid=log_snr"]
 
     def start(workdir):
         command = [sys.executable, "run.py", *flags, f"--workdir={workdir}"]

@@ -55,6 +55,9 @@ def test_curvature_of_standard_normal_data():
     reached = np.concatenate([[0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
     expected = np.interp(reached[-1] * np.linspace(0, 1, 9), reached, ls)
     np.testing.assert_allclose(-np.log(sde.sigma(ts)), expected, atol=0.06)
+    # Where no path curves the points are equally spaced.
+    straight = timesteps.curvature(sde, lambda x, t: jnp.zeros_like(x), x, 8, num_points=400)
+    np.testing.assert_allclose(straight, timesteps.log_snr(sde, 8), atol=1e-3)
 
 
 def test_a_learned_grid_is_better_than_those_that_know_nothing(mixture):
