@@ -30,7 +30,7 @@ SAMPLERS = {
     "stochastic_heun": (lambda sde, s: sj.stochastic_heun(sde, s, churn=0.1), 60),
     "dpm_solver_pp_singlestep": (sj.dpm_solver_pp_singlestep, 40),
     "dpm_solver_pp": (sj.dpm_solver_pp, 50),
-    "dpm_solver_pp of the SDE": (lambda sde, s: sj.dpm_solver_pp(sde, s, eta=1.0), 100),
+    "sde_dpm_solver_pp": (sj.sde_dpm_solver_pp, 100),
     "unipc": (sj.unipc, 40),
     "deis": (sj.deis, 60),
     "adams_bashforth": (sj.adams_bashforth, 100),

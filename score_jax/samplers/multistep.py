@@ -37,7 +37,7 @@ from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, State
 from score_jax.sde import SDE, ScoreFn, probability_flow_drift
 
-__all__ = ["adams_bashforth", "deis", "dpm_solver_pp", "unipc"]
+__all__ = ["adams_bashforth", "deis", "dpm_solver_pp", "sde_dpm_solver_pp", "unipc"]
 
 # `predict(x, t)`, the variable that is a polynomial; `coordinate(t)`, in which it is one; and
 # `advance(key, x, t, s, u, integrate)`, the step, with `integrate(moments)` the integral of the polynomial
@@ -98,6 +98,14 @@ def dpm_solver_pp(
 def unipc(sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: bool = True) -> Sampler:
     """UniPC in data prediction (Zhao et al. 2023): `dpm_solver_pp` with the corrector, of order `order` + 1."""
     return dpm_solver_pp(sde, score_fn, order=order, corrector=True, lower_order_final=lower_order_final)
+
+
+def sde_dpm_solver_pp(sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: bool = True) -> Sampler:
+    """SDE-DPM-Solver++ (Lu et al. 2022, Appendix A): `dpm_solver_pp` with the noise of the reverse SDE.
+
+    The noise makes up for some of the network's errors.
+    """
+    return dpm_solver_pp(sde, score_fn, order=order, eta=1.0, lower_order_final=lower_order_final)
 
 
 def deis(
