@@ -168,7 +168,7 @@ def test_deterministic_samplers_converge_with_their_order(sde, mixture, name):
     assert order - 0.25 < measured < order + 0.5, (errors, measured)
 
 
-@pytest.mark.parametrize("name", ["euler_maruyama", "ancestral"])
+@pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "ancestral"])
 def test_stochastic_samplers_converge_weakly_with_order_one(name):
     """The variance of N(0, 1/4) data under VP: 400,000 draws have a standard error of 0.0006.
 
@@ -225,6 +225,11 @@ def test_corrector_treats_each_example_by_itself(mixture):
     z = jax.random.normal(jax.random.split(jax.random.key(1), 1)[0], x.shape)
     e = 2 * (0.16 * jnp.linalg.norm(z, axis=1) / size) ** 2
     np.testing.assert_allclose(together, x + e[:, None] * score + jnp.sqrt(2 * e)[:, None] * z, rtol=1e-4, atol=1e-5)
+    # As published one step serves the batch, of the norms' means.
+    averaged = sj.langevin_corrector(sde, mixture.score_fn(sde), batch_averaged=True)
+    e = 2 * (0.16 * jnp.linalg.norm(z, axis=1).mean() / size.mean()) ** 2
+    moved = averaged.step(jax.random.key(1), x, *args)[0]
+    np.testing.assert_allclose(moved, x + e * score + jnp.sqrt(2 * e) * z, rtol=1e-4, atol=1e-5)
 
 
 def test_corrector_pulls_a_wrong_law_to_the_right_one():
@@ -289,5 +294,12 @@ def test_bad_input():
         sj.ddim(sj.VP(), lambda x, t: x, eta=2.0)
     with pytest.raises(ValueError, match="eta >= 0, and 0 with a corrector"):
         sj.dpm_solver_pp(sj.VP(), lambda x, t: x, eta=0.5, corrector=True)
+    for make, options, match in (
+        (sj.stochastic_heun, {"churn": -0.1}, "churn >= 0, got -0.1"),
+        (sj.dpm_solver_pp_singlestep, {"ratio": 0.0}, "0 < ratio <= 1, got 0.0"),
+        (sj.adaptive_sde, {"rtol": 0.0}, "positive tolerances, got rtol=0.0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make(sj.VP(), lambda x, t: x, **options)
     with pytest.raises(ValueError, match="order 1, 2 or 3, got 4"):
         sj.deis(sj.VP(), lambda x, t: x, order=4)
