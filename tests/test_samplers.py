@@ -101,7 +101,8 @@ def test_samples_have_the_law(any_sde, mixture, name):
 
     Bounds: 4.5 standard errors (false alarms below 1e-3 over all cases) plus a discretisation error, 0.02 in the mean,
     0.05 in a covariance and 0.005 in the mode's weight.  The energy distance of 1,000 to 1,000 samples, without bias,
-    is below 0.008 at the same confidence where the laws agree.
+    is mostly  5.6 (w - w')^2  of the modes' weights in both, 0.0023 times a chi-squared variable less one: below 0.04 but
+    for 3 cases in 100,000 where the laws agree.
     """
     sde, (make, steps) = any_sde, SAMPLERS[name]
     n = 2000 if name in ("adaptive_sde", "picard") else N
@@ -124,7 +125,7 @@ def test_samples_have_the_law(any_sde, mixture, name):
     near = x[share > 0.5]
     np.testing.assert_allclose(np.cov(near.T), mixture.covariances[0], atol=4.5 * 0.3 * np.sqrt(2 / len(near)) + 0.02)
     distance = energy_distance(x[:2000:2], np.asarray(mixture.sample(jax.random.key(1), 1000)))
-    assert distance < 0.01, distance
+    assert distance < 0.04, distance
 
 
 def whole(make, **options):
