@@ -101,7 +101,7 @@ def test_samples_have_the_law(any_sde, mixture, name):
 
     Bounds: 4.5 standard errors (false alarms below 1e-3 over all cases) plus a discretisation error, 0.02 in the mean,
     0.05 in a covariance and 0.005 in the mode's weight.  The energy distance of 1,000 to 1,000 samples, without bias,
-    is mostly  5.6 (w - w')^2  of the modes' weights in both, 0.0023 times a chi-squared variable less one: below 0.04 but
+    is mostly  5.6 (w - w')^2  of the modes' weights, 0.0023 times a chi-squared variable less one: below 0.04 but
     for 3 cases in 100,000 where the laws agree.
     """
     sde, (make, steps) = any_sde, SAMPLERS[name]

@@ -156,19 +156,14 @@ def adaptive_sde(
         tenth = t - time_of_log_snr(sde, sde.log_snr(t) + 0.1)
         return jnp.full(len(x), jnp.minimum(0.01 * (sde.t_max - sde.t_min), tenth))
 
-    def move(x: Array, where: Array, t: Array, h: Array, z: Array) -> Array:
-        """Euler-Maruyama from x with the coefficients at (where, t)."""
-        noise = expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
-        return x - expand(h, x) * reverse_drift(sde, score_fn, where, t) + noise
-
     def attempt(path: Callable[[Array], tuple[Array, Array]], s: Array, carry: Any) -> Any:
         x, previous, t, noise, h, count = carry
         left = t - s
         arrived = jnp.where(h < left, t - h, s)
         (u, w), (v, w_arrived) = noise, path(arrived)
         z = (w_arrived - w) / expand(jnp.sqrt(jnp.maximum(v - u, 1e-12)), x)
-        first = move(x, x, t, t - arrived, z)
-        second = 0.5 * (first + move(x, first, arrived, t - arrived, z))
+        first = _euler(sde, score_fn, x, x, t, t - arrived, z)
+        second = 0.5 * (first + _euler(sde, score_fn, x, first, arrived, t - arrived, z))
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(first), jnp.abs(previous)))
         error = jnp.sqrt(jnp.mean(((second - first) / scale).reshape(len(x), -1) ** 2, axis=1))
         # An error that is not a number ends the example: its state says so.
@@ -195,6 +190,12 @@ def adaptive_sde(
         return jnp.where(expand(t > s, x), jnp.nan, x), h
 
     return Sampler(init, step)
+
+
+def _euler(sde: SDE, score_fn: ScoreFn, x: Array, where: Array, t: Array, h: Array, z: Array) -> Array:
+    """Euler-Maruyama from x with the coefficients at (where, t), every example with its own t and h."""
+    noise = expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+    return x - expand(h, x) * reverse_drift(sde, score_fn, where, t) + noise
 
 
 def _brownian(key: Array, u: Array, like: Array) -> Array:
