@@ -25,7 +25,9 @@ from jax import Array
 from score_jax.inverse import Forward, check_measurement, posterior_variance
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import check_finite
+from score_jax.samplers.stochastic import ancestral_kernel
 from score_jax.sde import SDE, ScoreFn, dot, square
+from score_jax.timesteps import lattice
 
 __all__ = ["Particles", "twisted_smc"]
 
@@ -101,9 +103,7 @@ def twisted_smc(
         value, score, slope = twist(x, t)
         log_weights, chosen = _resample(key_resample, log_weights + value, threshold)
         x, value, score, slope = (a[chosen] for a in (x, value, score, slope))
-        one_minus_r = -jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
-        ratio, std = sde.alpha(s) / sde.alpha(t), sde.sigma(s) * jnp.sqrt(one_minus_r)
-        gain = ratio * one_minus_r * sde.sigma(t) ** 2
+        ratio, gain, std = ancestral_kernel(sde, t, s)
         z, push = jax.random.normal(key_move, x.shape, x.dtype), gain * slope / std
         x = ratio * x + gain * score + std * (z + push)
         log_weights = log_weights - value - dot(push, z) - 0.5 * square(push)
@@ -126,10 +126,9 @@ def _resample(key: Array, log_weights: Array, threshold: float) -> tuple[Array, 
     n = len(log_weights)
     total = jax.nn.logsumexp(log_weights)
     effective = jnp.exp(2 * total - jax.nn.logsumexp(2 * log_weights))
-    places = (jnp.arange(n) + jax.random.uniform(key)) / n
     cumulative = jnp.cumsum(jnp.exp(log_weights - total))
     # Rounding may leave the sum below the last place.
-    chosen = jnp.minimum(jnp.searchsorted(cumulative, places), n - 1)
+    chosen = jnp.minimum(jnp.searchsorted(cumulative, lattice(key, n)), n - 1)
     low = effective < threshold * n
     return (
         jnp.where(low, total - math.log(n), log_weights),

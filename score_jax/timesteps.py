@@ -41,7 +41,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from score_jax.parameterization import tweedie
-from score_jax.sde import SDE, ScoreFn
+from score_jax.sde import SDE, ScoreFn, perturb
 
 __all__ = [
     "curvature",
@@ -76,7 +76,7 @@ def draw_stratified(key: Array, sde: SDE, n: int) -> tuple[Array, Array]:
     Returns:
       `(t [n], weight [n])`, the weight 1/q of Eq. 1 being one.
     """
-    return sde.t_min + (sde.t_max - sde.t_min) * _lattice(key, n), jnp.ones(n)
+    return sde.t_min + (sde.t_max - sde.t_min) * lattice(key, n), jnp.ones(n)
 
 
 def draw_importance(key: Array, sde: SDE, n: int) -> tuple[Array, Array]:
@@ -86,7 +86,7 @@ def draw_importance(key: Array, sde: SDE, n: int) -> tuple[Array, Array]:
       `(t [n], weight [n])` with the weight 1/q of Eq. 1.
     """
     first, last = sde.log_snr(sde.t_min), sde.log_snr(sde.t_max)
-    t = time_of_log_snr(sde, first + (last - first) * _lattice(key, n))
+    t = time_of_log_snr(sde, first + (last - first) * lattice(key, n))
     slope = (sde.diffusion(t) / sde.sigma(t)) ** 2
     return t, (first - last) / (slope * (sde.t_max - sde.t_min))
 
@@ -118,7 +118,7 @@ def _check_levels(number: int) -> None:
         raise ValueError(f"a ladder needs at least 2 levels, got {number}")
 
 
-def _lattice(key: Array, n: int) -> Array:
+def lattice(key: Array, n: int) -> Array:
     """`[n]` points in [0, 1), a regular lattice moved by one uniform offset."""
     return (jnp.arange(n) + jax.random.uniform(key)) / n
 
@@ -197,8 +197,8 @@ def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, 
     def ddim(x: Array, times: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         t, s = times
         mean = tweedie(sde, score_fn, x, t)
-        spread = jnp.sqrt(jnp.mean(jnp.var(x, axis=0)))
-        return sde.sigma(s) / sde.sigma(t) * (x - sde.alpha(t) * mean) + sde.alpha(s) * mean, (mean, spread)
+        eps = (x - sde.alpha(t) * mean) / sde.sigma(t)
+        return perturb(sde, mean, eps, s), (mean, jnp.sqrt(jnp.mean(jnp.var(x, axis=0))))
 
     _, (means, spread) = jax.lax.scan(ddim, x, (ts[:-1], ts[1:]))
     derivative = jnp.diff(means, order, axis=0).reshape(num_points - order, -1) / (ls[1] - ls[0]) ** order

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, no_state
-from score_jax.sde import SDE, ScoreFn, probability_flow_drift
+from score_jax.sde import SDE, ScoreFn, perturb, probability_flow_drift
 from score_jax.timesteps import time_of_log_snr
 
 __all__ = ["ddim", "dpm_solver_pp_singlestep", "euler", "heun", "picard"]
@@ -53,7 +53,7 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
         if eta:
             z = jax.random.normal(key, x.shape, x.dtype)
             eps = jnp.sqrt(1 - variance) * eps + jnp.sqrt(variance) * z
-        return sde.alpha(s) * x0 + sde.sigma(s) * eps, state
+        return perturb(sde, x0, eps, s), state
 
     return Sampler(no_state, step)
 
@@ -77,9 +77,8 @@ def heun(sde: SDE, score_fn: ScoreFn) -> Sampler:
 def dpm_solver_pp_singlestep(sde: SDE, score_fn: ScoreFn, *, ratio: float = 0.5) -> Sampler:
     """DPM-Solver++(2S), two evaluations a step (Lu et al. 2022, "DPM-Solver++", Algorithm 1): order 2.
 
-    x_s = sigma_s/sigma_t x_t + alpha_s (1 - exp(-h)) D,  D = (1 - 1/(2 r)) D_t + 1/(2 r) D_m,  where h is the growth
-    of log(alpha/sigma) in the step, D_t and D_m are the posterior means at t and at r h further on, where a step of
-    order 1 leads.
+    x_s = alpha_s D + sigma_s (x_t - alpha_t D) / sigma_t,  D = (1 - 1/(2 r)) D_t + 1/(2 r) D_m,  where D_t and D_m are
+    the posterior means at t and at the part r of the step in log(alpha/sigma), where the same with D_t for D leads.
 
     Args:
       sde: the process.
@@ -93,8 +92,7 @@ def dpm_solver_pp_singlestep(sde: SDE, score_fn: ScoreFn, *, ratio: float = 0.5)
         raise ValueError(f"dpm_solver_pp_singlestep needs 0 < ratio <= 1, got {ratio}")
 
     def advance(x, t, s, data):
-        shrink = jnp.exp(0.5 * (sde.log_snr(t) - sde.log_snr(s)))
-        return sde.sigma(s) / sde.sigma(t) * x + sde.alpha(s) * (1 - shrink) * data
+        return perturb(sde, data, (x - sde.alpha(t) * data) / sde.sigma(t), s)
 
     def step(key, x, t, s, state):
         middle = time_of_log_snr(sde, (1 - ratio) * sde.log_snr(t) + ratio * sde.log_snr(s))

@@ -36,7 +36,7 @@ from jax import Array
 
 from score_jax.samplers.base import Sampler, no_state
 from score_jax.samplers.deterministic import heun
-from score_jax.sde import SDE, ScoreFn, expand, reverse_drift
+from score_jax.sde import SDE, ScoreFn, expand, reverse_drift, square
 from score_jax.timesteps import time_of_log_snr
 
 __all__ = ["adaptive_sde", "ancestral", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
@@ -49,9 +49,7 @@ def euler_maruyama(sde: SDE, score_fn: ScoreFn) -> Sampler:
     """
 
     def step(key, x, t, s, state):
-        z = jax.random.normal(key, x.shape, x.dtype)
-        x = x - (t - s) * reverse_drift(sde, score_fn, x, t) + sde.diffusion(t) * jnp.sqrt(t - s) * z
-        return x, state
+        return _euler(sde, score_fn, x, x, t, t - s, jax.random.normal(key, x.shape, x.dtype)), state
 
     return Sampler(no_state, step)
 
@@ -63,9 +61,8 @@ def reverse_diffusion(sde: SDE, score_fn: ScoreFn) -> Sampler:
     """
 
     def step(key, x, t, s, state):
-        variance = -(sde.sigma(t) ** 2) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
-        mean = (2 - sde.alpha(t) / sde.alpha(s)) * x + variance * score_fn(x, t)
-        return mean + jnp.sqrt(variance) * jax.random.normal(key, x.shape, x.dtype), state
+        a, b = _forward_kernel(sde, s, t)
+        return (2 - a) * x + b**2 * score_fn(x, t) + b * jax.random.normal(key, x.shape, x.dtype), state
 
     return Sampler(no_state, step)
 
@@ -78,12 +75,22 @@ def ancestral(sde: SDE, score_fn: ScoreFn) -> Sampler:
     """
 
     def step(key, x, t, s, state):
-        one_minus_r = -jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
-        mean = (sde.alpha(s) / sde.alpha(t)) * (x + one_minus_r * sde.sigma(t) ** 2 * score_fn(x, t))
+        ratio, gain, std = ancestral_kernel(sde, t, s)
         z = jax.random.normal(key, x.shape, x.dtype)
-        return mean + sde.sigma(s) * jnp.sqrt(one_minus_r) * z, state
+        return ratio * x + gain * score_fn(x, t) + std * z, state
 
     return Sampler(no_state, step)
+
+
+def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]:
+    """Eq. 1 as  x_s ~ N(ratio x_t + gain score, std^2 I):  `(ratio, gain, std)`, scalars."""
+    ratio, one_minus_r = sde.alpha(s) / sde.alpha(t), -jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
+    return ratio, ratio * one_minus_r * sde.sigma(t) ** 2, sde.sigma(s) * jnp.sqrt(one_minus_r)
+
+
+def _forward_kernel(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
+    """`(a, b)` of Eq. 2."""
+    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * jnp.sqrt(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
 
 
 def stochastic_heun(
@@ -97,7 +104,8 @@ def stochastic_heun(
 ) -> Sampler:
     """EDM's stochastic sampler (Karras et al. 2022, Algorithm 2): noise is added, then Heun's step removes more.
 
-    In x / alpha, whose noise level is l = sigma / alpha, a step first goes up to (1 + churn) l, but not beyond t_max.
+    In x / alpha, whose noise level is l = sigma / alpha, a step first goes up to (1 + churn) l, at the time u, but not
+    beyond t_max:  x_u = a x_t + noise_scale b z  with a and b of the step from t to u (Eq. 2).
 
     Args:
       sde: the process.
@@ -121,10 +129,9 @@ def stochastic_heun(
         active = (level >= noise_min) & (level <= noise_max) & (t < sde.t_max)
         above = time_of_log_snr(sde, sde.log_snr(t) - 2 * math.log1p(churn))
         up = jnp.where(active, above, t)
-        ratio = sde.alpha(up) / sde.alpha(t)
-        added = noise_scale * sde.sigma(up) * jnp.sqrt(-jnp.expm1(sde.log_snr(up) - sde.log_snr(t)))
+        a, b = _forward_kernel(sde, t, up)
         z = jax.random.normal(key_noise, x.shape, x.dtype)
-        return solver.step(key, ratio * x + added * z, up, s, state)
+        return solver.step(key, a * x + noise_scale * b * z, up, s, state)
 
     return Sampler(no_state, step)
 
@@ -165,7 +172,7 @@ def adaptive_sde(
         first = _euler(sde, score_fn, x, x, t, t - arrived, z)
         second = 0.5 * (first + _euler(sde, score_fn, x, first, arrived, t - arrived, z))
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(first), jnp.abs(previous)))
-        error = jnp.sqrt(jnp.mean(((second - first) / scale).reshape(len(x), -1) ** 2, axis=1))
+        error = jnp.sqrt(square((second - first) / scale) / x[0].size)
         # An error that is not a number ends the example: its state says so.
         accept = ~(error > 1) & (left > 0)
         new, old = (second, first, arrived, (v, w_arrived)), (x, previous, t, noise)
@@ -193,7 +200,7 @@ def adaptive_sde(
 
 
 def _euler(sde: SDE, score_fn: ScoreFn, x: Array, where: Array, t: Array, h: Array, z: Array) -> Array:
-    """Euler-Maruyama from x with the coefficients at (where, t), every example with its own t and h."""
+    """Euler-Maruyama of size h from x with the coefficients at (where, t); t and h are scalars or `[batch]`."""
     noise = expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
     return x - expand(h, x) * reverse_drift(sde, score_fn, where, t) + noise
 
