@@ -285,6 +285,16 @@ class Batches:
         return {"x": self._transform(x, np.random.default_rng((self._seed, k, 1))), "y": y}
 
 
+def chunks(n: int, size: int) -> list[tuple[np.ndarray, int]]:
+    """Indices that walk n examples, min(n, size) at a time, and how many of them count.
+
+    The last are filled up, so that nothing compiles anew.
+    """
+    size = min(n, size)
+    parts = [np.arange(start, min(n, start + size)) for start in range(0, n, size)]
+    return [(np.resize(part, size), len(part)) for part in parts]
+
+
 def batches(dataset: Dataset, batch_size: int, *, seed: int, transform: Callable) -> grain.DatasetIterator:
     """An endless iterator over training batches, read ahead by threads.
 

@@ -129,7 +129,6 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
     config = run.config
     step, state = run.restore()
     images, labels = _images(run)
-    chunk = min(len(images), config.sampling.batch_size)
 
     @jax.jit
     def compiled(params: Any, classifier: Any, key: Array, x: Array, y: Array, ts: Array) -> tuple[Array, Array]:
@@ -138,9 +137,7 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
 
     x = data.to_float(images, np.random.default_rng(0), centered=config.data.centered)
     ts, chunks = run.grid(state.ema), []
-    for i in range(-(-len(x) // chunk)):
-        # The last batch is filled up with images that are dropped again, so that nothing compiles anew.
-        part = np.resize(np.arange(i * chunk, min(len(x), (i + 1) * chunk)), chunk)
+    for i, (part, _) in enumerate(data.chunks(len(x), config.sampling.batch_size)):
         chunks.append(
             compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), x[part], labels[part], ts)
         )

@@ -228,8 +228,9 @@ def fit_dequantizer(
         updates, state = optimizer.update(jax.grad(loss_fn)(params, key, images, y), state)
         return optax.apply_updates(params, updates), state
 
+    key_init, key = jax.random.split(key)
     rng, example = np.random.default_rng(0), jnp.zeros((1, *dataset.shape), jnp.uint8)
-    params = network.init(key, example, jnp.zeros(example.shape))
+    params = network.init(key_init, example, jnp.zeros(example.shape))
     state = optimizer.init(params)
     for i in tqdm(range(num_steps), unit="step", disable=None):
         images, y = dataset.read(rng.integers(0, dataset.size, batch_size))
@@ -281,8 +282,5 @@ def accuracy(
 def _batches(dataset: data.Dataset, num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Raw images chosen at random, but always the same, their labels, and how many of the batch count."""
     chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
-    batch_size = min(batch_size, len(chosen))
-    for i in tqdm(range(math.ceil(len(chosen) / batch_size)), unit="batch", disable=None):
-        part = chosen[i * batch_size : (i + 1) * batch_size]
-        # The last batch is filled up with images that do not count, so that nothing compiles anew.
-        yield *dataset.read(np.resize(part, batch_size)), len(part)
+    for part, count in tqdm(data.chunks(len(chosen), batch_size), unit="batch", disable=None):
+        yield *dataset.read(chosen[part]), count
