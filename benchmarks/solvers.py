@@ -13,6 +13,7 @@ Fourier transforms: exact but for the cells' width, and without the noise of a s
 
 import argparse
 import functools
+import itertools
 import json
 import pathlib
 
@@ -114,35 +115,32 @@ def main() -> None:
     arguments = parser.parse_args()
     train.tune_cpu()
 
-    result = {"mixture": mixture(), "jax": jax.__version__}
+    result = {"mixture": tabulate("energy distance x 10^4", mixture()), "jax": jax.__version__}
     if arguments.diffusers:
-        result["mixture, diffusers"] = diffusers()
+        result["mixture, diffusers"] = tabulate("diffusers, default options", diffusers())
     if arguments.workdir:
-        result["digits"] = digits(arguments.workdir)
+        result["digits"] = tabulate("digits: Frechet distance", digits(arguments.workdir))
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def record(table: dict, name: str, budget: int, value: float, last: int = BUDGETS[-1]) -> None:
-    table.setdefault(name, {})[str(budget)] = round(value, 3)
-    if budget == last:
-        print(f"| {name:32} |" + "".join(f" {v:10.4g} |" for v in table[name].values()), flush=True)
-
-
-def header(title: str) -> None:
-    print(f"\n| {title:32} |" + "".join(f" {b:10} |" for b in BUDGETS) + "\n|---|" + "---:|" * len(BUDGETS), flush=True)
-
-
-def mixture() -> dict:
-    sde = sj.DDPM()
-    x = MIXTURE.marginal(sde, sde.t_max).sample(jax.random.key(0), NUM_SAMPLES)
-    header("energy distance x 10^4")
-    table: dict = {}
-    for name, budget, samples in runs(sde, MIXTURE.score_fn(sde), x):
-        record(table, name, budget, energy_distance(samples))
+def tabulate(title, results):
+    """Print `(name, evaluations, error)` as they come, a line a name, and return them as a table."""
+    print(f"\n| {title:33} |" + "".join(f" {b:10} |" for b in BUDGETS) + "\n|---|" + "---:|" * len(BUDGETS), flush=True)
+    table = {}
+    for name, row in itertools.groupby(results, key=lambda result: result[0]):
+        table[name] = {str(budget): round(error, 3) for _, budget, error in row}
+        print(f"| {name:33} |" + "".join(f" {error:10.4g} |" for error in table[name].values()), flush=True)
     return table
 
 
-def digits(workdir: pathlib.Path) -> dict:
+def mixture():
+    sde = sj.DDPM()
+    x = MIXTURE.marginal(sde, sde.t_max).sample(jax.random.key(0), NUM_SAMPLES)
+    for name, budget, samples in runs(sde, MIXTURE.score_fn(sde), x):
+        yield name, budget, energy_distance(samples)
+
+
+def digits(workdir: pathlib.Path):
     """The Frechet distances of the model in a directory."""
     import yaml
     from ml_collections import ConfigDict
@@ -150,23 +148,22 @@ def digits(workdir: pathlib.Path) -> dict:
     from score_jax import build, context, data, metrics
 
     run = context.Run(ConfigDict(yaml.safe_load((workdir / "config.yaml").read_text())), workdir)
-    params = run.restore()[1].ema
     sde = run.sampling_sde
-    score_fn = build.make_score_fn(run.config, sde, run.network, params)
-    real = np.concatenate([d.read(np.arange(d.size))[0] for d in (run.dataset, build.open_data(run.config, "test"))])
-    real = data.to_float(real, np.random.default_rng(0), centered=True).reshape(len(real), -1)
+    score_fn = build.make_score_fn(run.config, sde, run.network, run.restore()[1].ema)
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return data.to_float(images, np.random.default_rng(0), centered=True).reshape(len(images), -1)
+
+    datasets = run.dataset, build.open_data(run.config, "test")
+    real = features(np.concatenate([d.read(np.arange(d.size))[0] for d in datasets]))
     x = sj.sample_prior(jax.random.key(0), sde, (1024, *run.dataset.shape))
-    header("digits: Frechet distance")
-    table: dict = {}
     for name, budget, samples in runs(sde, score_fn, x, BUDGETS[:-1]):
-        images = data.to_float(data.to_uint8(samples, centered=True), np.random.default_rng(0), centered=True)
         finite = np.isfinite(samples).all()
-        distance = metrics.frechet_distance(images.reshape(len(images), -1), real) if finite else float("nan")
-        record(table, name, budget, distance, 1000 if name == "Euler-Maruyama" else 100)
-    return table
+        images = features(data.to_uint8(samples, centered=True))
+        yield name, budget, metrics.frechet_distance(images, real) if finite else float("nan")
 
 
-def diffusers() -> dict:
+def diffusers():
     """diffusers' schedulers with their default options, on the same chain, score and starts."""
     import diffusers as library
     import torch
@@ -175,28 +172,24 @@ def diffusers() -> dict:
     score_fn = MIXTURE.score_fn(sde)
     eps = jax.jit(lambda x, k: -sde.sigma((k + 1) / 1000) * score_fn(x, (k + 1) / 1000))
     start = np.asarray(MIXTURE.marginal(sde, sde.t_max).sample(jax.random.key(0), NUM_SAMPLES))
-    header("diffusers, default options")
-    table: dict = {}
-    names = ("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "SASolver", "UniPCMultistep")
-    for name in names:
-        cls = getattr(library, f"{name}Scheduler")
+    chain = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    for name in ("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "SASolver", "UniPCMultistep"):
+        # The defaults clip to the range of images.
+        options = {"clip_sample": False} if name in ("DDIM", "DDPM") else {}
         for budget in BUDGETS:
             torch.manual_seed(0)
             try:
-                chain = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-                # The defaults clip to the range of images.
-                scheduler = cls(**chain, **({"clip_sample": False} if name in ("DDIM", "DDPM") else {}))
+                scheduler = getattr(library, f"{name}Scheduler")(**chain, **options)
                 scheduler.set_timesteps(budget)
-                x = torch.from_numpy(start.copy()) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+                x = torch.from_numpy(start.copy()) * float(scheduler.init_noise_sigma)
                 for k in scheduler.timesteps:
                     scaled = scheduler.scale_model_input(x, k)
                     out = torch.from_numpy(np.array(eps(jnp.asarray(scaled.numpy()), float(k))))
                     x = scheduler.step(out, k, x).prev_sample
-                record(table, name, budget, energy_distance(x.numpy()))
+                yield name, budget, energy_distance(x.numpy())
             except Exception as error:  # Another library's limits end a row, not the table.
                 print(f"{name} at {budget}: {type(error).__name__}: {error}")
-                record(table, name, budget, float("nan"))
-    return table
+                yield name, budget, float("nan")
 
 
 if __name__ == "__main__":
