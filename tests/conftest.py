@@ -12,7 +12,11 @@ from scipy.stats import multivariate_normal
 
 import score_jax as sj
 
-# Compiles dominate: what one test or subprocess has compiled, the next one reads.
+# Compiles dominate: they optimise less, and what one test or subprocess has compiled, the next one reads.
+FLAGS = "--xla_backend_optimization_level=1"
+if jax.__version_info__ < (0, 11):  # Later ones do not know this flag.
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 CACHE = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_compilation_cache_dir", CACHE.name)

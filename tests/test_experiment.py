@@ -136,7 +136,7 @@ def assert_equal_states(config, first, second, step):
 def test_killed_and_started_again_equals_never_killed(tmp_path):
     """kill -9 in the middle of training, in a process of its own."""
     flags = ["--config=configs/vp_digits.py", "--config.network.features=4", "--config.network.multipliers=(1,)"]
-    settings = {"num_steps": 200, "batch_size": 4, "log_every": 10, "checkpoint_every": 10}
+    settings = {"num_steps": 60, "batch_size": 4, "log_every": 10, "checkpoint_every": 20}
     flags += [f"--config.training.{k}={v}" for k, v in settings.items()]
     flags += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2", "--config.sampling.grid=log_snr"]
 
@@ -156,9 +156,9 @@ def test_killed_and_started_again_equals_never_killed(tmp_path):
     whole = start(tmp_path / "whole")
     assert "report:" in whole.communicate(timeout=300)[0]
     config = tiny()
-    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 200)
+    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 60)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(10, 201, 10))
+    assert steps == list(range(10, 61, 10))
 
 
 def test_the_cifar_pipeline_end_to_end(tmp_path):
