@@ -155,7 +155,7 @@ def test_embeddings_tell_conditioning_values_apart():
 
 def test_upsample_repeats_pixels():
     x = jnp.arange(4.0).reshape(1, 2, 2, 1)
-    np.testing.assert_array_equal(layers.upsample(x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
+    np.testing.assert_array_equal(layers.resample(x, up=True), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
 
 
 def test_bad_input():

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import pickle
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from score_jax import pretrained
-from score_jax.networks import NCSNv2
+from score_jax import pretrained, tensors
+from score_jax.networks import NCSNpp, NCSNv2, UNet
+from score_jax.pretrained import diffusers, score_sde
+from score_jax.sde import DDPM
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -42,6 +46,137 @@ def test_networks_of_levels(name):
     # Each row by itself, since their scales differ by orders of magnitude.
     for score, row in zip(jax.jit(model.score_fn)(x, t), expected["out"], strict=True):
         np.testing.assert_allclose(score, row, atol=1e-4 * np.abs(row).max(), rtol=0)
+
+
+def close(out, expected):
+    """To 1e-4 of the largest value of each row."""
+    assert out.dtype == jnp.float32
+    for row, wanted in zip(out, expected, strict=True):
+        np.testing.assert_allclose(row, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddpm_vp", "ddpmpp_vp", "ddpmpp_subvp", "ncsnpp_ve"])
+def test_networks_of_the_score_sde_family(name):
+    model, expected = from_file(name)
+    if "score" in expected:  # The output divided by sigma, or as it is.
+        close(jax.jit(model.score_fn)(expected["x"], expected["t"]), expected["score"])
+    else:
+        close(jax.jit(model.network.apply)(model.params, expected["x"], expected["cond"]), expected["out"])
+
+
+def test_a_discrete_chain_is_told_the_step_and_divided_by_its_noise():
+    """Step k of 1,000 is the time (k + 1) / 1,000; its alphas are the product of 1 - beta, betas 1e-4 to 0.02."""
+    model, expected = from_file("ddpm_vp")
+    x, k = jnp.asarray(expected["x"]), 499
+    sigma = np.sqrt(1 - np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: k + 1]))
+    out = jax.jit(model.network.apply)(model.params, x, jnp.full(2, float(k)))
+    close(jax.jit(model.score_fn)(x, jnp.array((k + 1) / 1000)), -out / sigma)
+
+
+def test_published_files():
+    """Of Flax and of PyTorch: in both the averaged parameters, which differ from those of the optimiser."""
+    _, rest = reference("ddpmpp_vp")
+    config, io = json.loads(str(rest["config"])), np.load(DATA / "torch_ddpmpp_vp_io.npz")
+    for file, expected in (("ddpmpp_vp.checkpoint", rest), ("torch_ddpmpp_vp.pth", io)):
+        model = pretrained.load_score_sde(DATA / file, config)
+        close(jax.jit(model.network.apply)(model.params, expected["x"], expected["cond"]), expected["out"])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_network_of_diffusers(tmp_path, old):
+    """As it is and with the names that attention had in older files."""
+    source = DATA / "diffusers_ddpm"
+    if old:
+        shutil.copytree(source, tmp_path / "unet")
+        names = {new: name for name, new in diffusers.DEPRECATED.items()}
+        old_name = lambda n: re.sub(r"to_out\.0|to_[qkv]", lambda m: names[m[0]], n)  # noqa: E731
+        file = tmp_path / "unet" / diffusers.WEIGHTS
+        tensors.write_safetensors(file, {old_name(n): v for n, v in tensors.read_safetensors(file).items()})
+    model = pretrained.load_diffusers(tmp_path if old else source)
+    io = np.load(source / "io.npz")
+    close(jax.jit(model.network.apply)(model.params, io["x"], io["timesteps"].astype(np.float32)), io["out"])
+
+
+def test_into_diffusers_and_back(tmp_path):
+    """Every tensor and setting, and the chain; read by diffusers itself in a test of its own."""
+    network = UNet(
+        4, (1, 3), 1, (4,), 0.1, "transformer", resample="conv_symmetric", rescale=False, groups=2, epsilon=1e-5
+    )
+    betas = np.linspace(1e-3, 0.3, 7, dtype=np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    model = pretrained.Pretrained(network, params, DDPM(betas=betas, t_min=1 / 7), lambda x, t: x)
+    pretrained.save_diffusers(tmp_path, model, image_size=8)
+    again = pretrained.load_diffusers(tmp_path)
+    assert again.network == network
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    np.testing.assert_allclose(again.sde.betas, betas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_diffusers_itself_computes_the_same(tmp_path, flip):
+    """A random network of ours in diffusers, and one with the library's defaults here."""
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    network = UNet(8, (1, 2), 1, (8,), resample="conv", rescale=False, groups=4, head_channels=4)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 16, 16, 3)))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(2))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    model = pretrained.Pretrained(network, params, DDPM(), lambda x, t: x)
+    pretrained.save_diffusers(tmp_path, model, image_size=16)
+    theirs = library.UNet2DModel.from_pretrained(tmp_path / "unet").eval()
+    if flip:
+        theirs = library.UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+        ).eval()
+        theirs.save_pretrained(tmp_path / "unet")
+        model = pretrained.load_diffusers(tmp_path)
+    with torch.no_grad():
+        out = theirs(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor([10, 900])).sample.permute(0, 2, 3, 1).numpy()
+    close(jax.jit(model.network.apply)(model.params, x, jnp.array([10.0, 900.0])), out)
+
+
+PUBLISHED = json.loads((DATA / "published_configs.json").read_text())
+COUNTS = {
+    "ve/cifar10_ncsnpp_continuous": 62_758_915,
+    "ve/cifar10_ncsnpp_deep_continuous": 107_587_075,
+    "ve/cifar10_ncsnpp": 62_693_251,
+    "vp/cifar10_ncsnpp_continuous": 62_693_251,
+    "vp/cifar10_ddpmpp_continuous": 61_804_419,
+    "vp/cifar10_ddpmpp_deep_continuous": 106_632_579,
+    "vp/ddpm/cifar10": 35_218_947,
+    "ve/celebahq_256_ncsnpp_continuous": 65_574_549,
+}
+
+
+def published(name):
+    """The settings of an experiment as the release nests them."""
+    nested = {}
+    for field, value in (PUBLISHED["common"] | PUBLISHED[name]).items():
+        group, *rest = field.split(".")
+        nested.setdefault(group, {})[".".join(rest)] = value
+    return nested
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_parameter_counts(name):
+    config = published(name)
+    network, size = score_sde.network_of(config), config["data"]["image_size"]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
+
+
+def test_all_published_settings_are_known():
+    for name, fields in PUBLISHED.items():
+        if fields.get("model.name") in ("ncsnpp", "ddpm"):
+            assert isinstance(score_sde.network_of(published(name)), NCSNpp)
+            score_sde.process_of(published(name))
 
 
 def test_names_of_data_parallel_training_are_known():
@@ -80,3 +215,39 @@ def test_a_wrong_checkpoint_is_named():
             pretrained.from_ncsn(changed)
     with pytest.raises(ValueError, match="unknown network 'ncsnv3'"):
         pretrained.from_score_sde({"model": {"name": "ncsnv3"}}, {})
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    """Truncated, of something else, with a tensor missing or of another shape; what is pickled is not run."""
+    _, rest = reference("ddpmpp_vp")
+    config = json.loads(str(rest["config"]))
+    flax_file, torch_file = (DATA / n for n in ("ddpmpp_vp.checkpoint", "torch_ddpmpp_vp.pth"))
+    path, trap = tmp_path / "file", tmp_path / "trap"
+
+    class Malicious:
+        def __reduce__(self):
+            return pathlib.Path.touch, (trap,)
+
+    whole_flax, whole_torch = flax_file.read_bytes(), torch_file.read_bytes()
+    for content in (whole_flax[:-50_000], whole_torch[:-50_000], pickle.dumps(Malicious()), b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=str(path)) as error:
+            pretrained.load_score_sde(path, config)
+        assert "\n" not in str(error.value)
+    assert not trap.exists()
+
+    shutil.copytree(DATA / "diffusers_ddpm", tmp_path / "unet")
+    file = tmp_path / "unet" / diffusers.WEIGHTS
+    whole = tensors.read_safetensors(file)
+    for change, message in (
+        ({"conv_out.bias": None}, "no tensor for Conv_1/bias, of shape \\(3,\\)"),
+        ({"conv_out.bias": np.zeros(4, np.float32)}, "'conv_out.bias' has shape \\(4,\\) where \\(3,\\) is"),
+        ({"more.bias": np.zeros(4, np.float32)}, "'more.bias' has no place"),
+    ):
+        tensors.write_safetensors(file, {n: v for n, v in (whole | change).items() if v is not None})
+        with pytest.raises(ValueError, match=message):
+            pretrained.load_diffusers(tmp_path)
+    settings = json.loads((tmp_path / "unet/config.json").read_text())
+    (tmp_path / "unet/config.json").write_text(json.dumps(settings | {"act_fn": "gelu"}))
+    with pytest.raises(ValueError, match="act_fn: only 'silu' is known, got 'gelu'"):
+        pretrained.load_diffusers(tmp_path)

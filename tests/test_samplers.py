@@ -1,5 +1,7 @@
 """Every sampler on the exact score of a mixture: its law, its order, and the contract."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,7 +172,7 @@ def test_deterministic_samplers_converge_with_their_order(exact_path, mixture, n
     def solve(n):
         ts = list(timesteps.log_snr(sde, n))
         end, state = x, jax.jit(sampler.init)(x, ts[0])
-        for t, s in zip(ts[:-1], ts[1:], strict=True):
+        for t, s in itertools.pairwise(ts):
             end, state = step(key, end, t, s, state)
         return end
 

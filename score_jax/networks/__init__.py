@@ -3,6 +3,7 @@
 from score_jax.networks.classifier import Classifier
 from score_jax.networks.mlp import MLP
 from score_jax.networks.ncsn import NCSN, NCSNv2
+from score_jax.networks.ncsnpp import NCSNpp
 from score_jax.networks.unet import UNet
 
-__all__ = ["MLP", "NCSN", "Classifier", "NCSNv2", "UNet"]
+__all__ = ["MLP", "NCSN", "Classifier", "NCSNpp", "NCSNv2", "UNet"]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.networks.layers import conv3x3
+from score_jax.networks.layers import conv
 
 __all__ = ["Dequantizer"]
 
@@ -41,8 +41,8 @@ class Dequantizer(nn.Module):
         """
         h = images / 127.5 - 1
         for _ in range(self.num_layers):
-            h = nn.silu(conv3x3(self.features)(h))
-        mean, log_scale = jnp.split(conv3x3(2 * images.shape[-1], scale=0.0)(h), 2, axis=-1)
+            h = nn.silu(conv(h, self.features))
+        mean, log_scale = jnp.split(conv(h, 2 * images.shape[-1], scale=0.0), 2, axis=-1)
         log_scale = log_scale + 0.5  # Of the logistic law, whose sigmoid is uniform, 1.6 is the nearest scale.
         z = mean + jnp.exp(log_scale) * eps
         log_q = -0.5 * (eps**2 + math.log(2 * math.pi)) - log_scale - jax.nn.log_sigmoid(z) - jax.nn.log_sigmoid(-z)

@@ -1,10 +1,16 @@
-"""Layers that several networks share: embeddings of the conditioning value, normalisation, attention."""
+"""Layers that several networks share: embeddings, normalisation, residual blocks, attention, changes of resolution.
 
+They compute in the precision of their input, with parameters in float32: a network chooses by casting what it passes.
+"""
+
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer, variance_scaling
 
@@ -12,11 +18,18 @@ __all__ = [
     "Attention",
     "Embedding",
     "GroupNorm",
-    "conv3x3",
+    "Resample",
+    "ResidualBlock",
+    "check_halvings",
+    "conv",
     "default_init",
+    "dense",
+    "fir",
     "fourier",
+    "join",
     "positional",
-    "upsample",
+    "resample",
+    "transformer",
 ]
 
 
@@ -25,26 +38,38 @@ def default_init(scale: float = 1.0) -> Initializer:
     return variance_scaling(scale, "fan_avg", "uniform") if scale else nn.initializers.zeros
 
 
-def conv3x3(features: int, *, scale: float = 1.0) -> nn.Conv:
-    """A 3x3 convolution with DDPM's initialiser."""
-    return nn.Conv(features, (3, 3), kernel_init=default_init(scale))
+def dense(x: Array, features: int, *, scale: float = 1.0) -> Array:
+    """A dense layer over the last axis, with DDPM's initialiser."""
+    return nn.Dense(features, dtype=x.dtype, kernel_init=default_init(scale))(x)
+
+
+def conv(x: Array, features: int, *, size: int = 3, scale: float = 1.0, **options) -> Array:
+    """A convolution that keeps the image's size, with DDPM's initialiser; `options` of `nn.Conv`."""
+    return nn.Conv(features, (size, size), dtype=x.dtype, kernel_init=default_init(scale), **options)(x)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), with at most 32 groups of at least 4 channels each.
+    """Group normalisation (Wu & He 2018).
 
     y = scale (x - m) / sqrt(E[x^2] - m^2 + epsilon) + bias, the moments m = E[x] and E[x^2] taken over a group.
     The moments of a group are means of its channels' moments, so the image is read once for
     those and once for one multiplication and addition a channel: on CPU 2 to 5 times faster than
     `nn.GroupNorm`, which reduces over a reshaped image.
+
+    Attributes:
+      groups: how many; 0 for at most 32 of at least 4 channels each.
+      epsilon: added to the variance.
     """
 
+    groups: int = 0
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        groups = math.gcd(channels, min(max(channels // 4, 1), 32))
+        groups = self.groups or math.gcd(channels, min(max(channels // 4, 1), 32))
+        if channels % groups:
+            raise ValueError(f"group normalisation: {channels} channels do not divide into {groups} groups")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
@@ -52,20 +77,27 @@ class GroupNorm(nn.Module):
             mean = moment.reshape(-1, groups, channels // groups).mean(axis=2)
             return jnp.repeat(mean, channels // groups, axis=1)
 
-        mean = per_group(x.mean(axis=(1, 2)))
-        square = per_group((x**2).mean(axis=(1, 2)))
+        wide = x.astype(jnp.float32)
+        mean = per_group(wide.mean(axis=(1, 2)))
+        square = per_group((wide**2).mean(axis=(1, 2)))
         factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
         offset = bias[None] - mean * factor
-        return x * factor[:, None, None, :] + offset[:, None, None, :]
+        return (wide * factor[:, None, None, :] + offset[:, None, None, :]).astype(x.dtype)
 
 
 def positional(cond: Array, size: int) -> Array:
-    """Sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017): `[batch]` to `[batch, size]`.
+    """Sines and cosines of geometrically spaced frequencies (Ho et al. 2020): `[batch]` to `[batch, size]`.
 
     The frequencies run from 1 down to 1/10,000, for a conditioning value between 0 and about 1,000.
     """
     half = size // 2
     return _waves(cond, jnp.exp(-math.log(10_000) * jnp.arange(half) / (half - 1)))
+
+
+def transformer(cond: Array, size: int) -> Array:
+    """As `positional`, but the last frequency is one step above 1/10,000, as Vaswani et al. have it."""
+    half = size // 2
+    return _waves(cond, jnp.exp(-math.log(10_000) * jnp.arange(half) / half))
 
 
 def fourier(cond: Array, size: int) -> Array:
@@ -86,50 +118,199 @@ def _waves(value: Array, frequencies: Array) -> Array:
 
 
 class Embedding(nn.Module):
-    """What a network knows beside its input: the conditioning value and, if any, the class.
+    """What a network knows beside its input: the conditioning value and, if any, the class; after an activation.
 
     The label `num_classes` stands for no class: what a network learns where labels are dropped, and the
     unconditional score of classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
 
     Attributes:
       features: the size of the waves; the embedding has four times as many.
-      kind: `positional` for a time between 0 and about 1,000, `fourier` for a noise level.
+      kind: `positional` or `transformer` for a time between 0 and about 1,000; for a noise level `fourier`, or, with
+        random frequencies and twice as many waves, `gaussian_fourier`, as published with NCSN++.
       num_classes: the number of classes; 0 for an unconditional network.
+      num_augmentations: the length of a vector that says how training images were augmented (Karras et al. 2022,
+        Appendix F.2); 0 for none.
     """
 
     features: int
     kind: str = "positional"
     num_classes: int = 0
+    num_augmentations: int = 0
 
     @nn.compact
-    def __call__(self, cond: Array, y: Array | None) -> Array:
-        waves = {"positional": positional, "fourier": fourier}
+    def __call__(self, cond: Array, y: Array | None, augmentation: Array | None = None) -> Array:
+        waves = {
+            "positional": positional,
+            "transformer": transformer,
+            "fourier": fourier,
+            "gaussian_fourier": self.gaussian_fourier,
+        }
         if self.kind not in waves:
             raise ValueError(f"unknown embedding {self.kind!r}; there are {', '.join(waves)}")
         emb = waves[self.kind](cond, self.features)
+        if self.num_augmentations:
+            if augmentation is None:
+                augmentation = jnp.zeros((len(cond), self.num_augmentations))
+            emb = emb + nn.Dense(self.features, use_bias=False, kernel_init=default_init(), name="augment")(
+                augmentation
+            )
         for _ in range(2):
-            emb = nn.silu(nn.Dense(4 * self.features, kernel_init=default_init())(emb))
+            emb = nn.silu(dense(emb, 4 * self.features))
         if not self.num_classes:
             return emb
         if y is None:
             raise ValueError(f"a network of {self.num_classes} classes needs labels y, [batch] integers")
         return emb + nn.Embed(self.num_classes + 1, 4 * self.features)(y)
 
+    def gaussian_fourier(self, cond: Array, size: int) -> Array:
+        # The published standard deviation; training does not change the frequencies.
+        frequencies = self.param("frequencies", nn.initializers.normal(16.0), (size,))
+        return _waves(jnp.log(cond), 2 * math.pi * jax.lax.stop_gradient(frequencies))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a skip: `[batch, h, w, c]` to `[batch, h, w, features]`, or another height and width.
+
+    Of Ho et al. 2020; with `resample` of Brock et al. 2019 ("BigGAN"); with `adaptive` of Dhariwal & Nichol 2021.
+
+    Attributes:
+      features: channels of the output.
+      dropout: the rate, before the second convolution.
+      resample: changes the resolution, of the skip and before the first convolution.
+      rescale: divides the sum by sqrt(2), which keeps its variance (Song et al. 2021, Appendix H).
+      adaptive: the embedding scales and shifts the second normalisation; otherwise it is added before that.
+      groups: of the normalisations, as in `GroupNorm`, and so `epsilon`.
+    """
+
+    features: int
+    dropout: float = 0.0
+    resample: Callable[[Array], Array] | None = None
+    rescale: bool = True
+    adaptive: bool = False
+    groups: int = 0
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array | None, train: bool) -> Array:
+        h = nn.silu(GroupNorm(self.groups, self.epsilon)(x))
+        if self.resample:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h, self.features)
+        norm = GroupNorm(self.groups, self.epsilon)
+        if emb is None:
+            h = norm(h)
+        else:
+            known = dense(emb.astype(x.dtype), (1 + self.adaptive) * self.features)[:, None, None, :]
+            if self.adaptive:
+                scale, shift = jnp.split(known, 2, axis=-1)
+                h = norm(h) * (1 + scale) + shift
+            else:
+                h = norm(h + known)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = conv(h, self.features, scale=0.0)
+        if x.shape[-1] != self.features or self.resample:
+            x = dense(x, self.features)
+        return join(x, h, self.rescale)
+
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, added to its input (Ho et al. 2020): `[batch, h, w, c]` to the same."""
+    """Self-attention over the pixels, added to its input (Ho et al. 2020): `[batch, h, w, c]` to the same.
+
+    Attributes:
+      heads: their number.
+      rescale: as in `ResidualBlock`.
+      groups: as in `GroupNorm`, and so `epsilon`.
+    """
+
+    heads: int = 1
+    rescale: bool = True
+    groups: int = 0
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        h = GroupNorm()(x).reshape(batch, height * width, channels)
-        q, k, v = (nn.Dense(channels, kernel_init=default_init())(h)[:, :, None, :] for _ in range(3))
+        h = GroupNorm(self.groups, self.epsilon)(x).reshape(batch, height * width, channels)
+        split = batch, height * width, self.heads, channels // self.heads
+        q, k, v = (dense(h, channels).reshape(split) for _ in range(3))
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        return (x + nn.Dense(channels, kernel_init=default_init(0.0))(h)) / math.sqrt(2)
+        return join(x, dense(h, channels, scale=0.0), self.rescale)
 
 
-def upsample(x: Array) -> Array:
-    """Twice the height and width, each pixel repeated: `[batch, h, w, c]` to `[batch, 2h, 2w, c]`."""
+def join(x: Array, h: Array, rescale: bool) -> Array:
+    """x + h; rescaled, as in `ResidualBlock`."""
+    return (x + h) / math.sqrt(2) if rescale else x + h
+
+
+def check_halvings(x: Array, halvings: int) -> None:
+    """Raise a `ValueError` unless `x` is `[batch, h, w, c]` with h and w that can be halved so often."""
+    if x.ndim != 4 or any(size % 2**halvings for size in x.shape[1:3]):
+        raise ValueError(
+            f"a network of {halvings + 1} resolutions needs images [batch, h, w, c] with h and w "
+            f"divisible by {2**halvings}, got {list(x.shape)}: resize the images or shorten `multipliers`"
+        )
+
+
+def fir(
+    x: Array, taps: Sequence[float], pad: tuple[int, int], *, up: int = 1, down: int = 1, gain: float = 1.0
+) -> Array:
+    """A separable filter between changes of rate, along height and width (Karras et al. 2019, StyleGAN).
+
+    up - 1 zeros after every pixel, `pad` zeros before and after, convolution with the taps scaled to the sum `gain`,
+    every `down`-th pixel of that.  A sum of shifted slices: on CPU faster than a convolution by channels.
+    """
+    kernel = gain * np.asarray(taps[::-1], float) / np.sum(taps)
+    for axis in (1, 2):
+        edges = [(0, 0, 0)] * x.ndim
+        edges[axis] = (pad[0], pad[1] + up - 1, up - 1)
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+        span = (x.shape[axis] - len(kernel)) // down * down + 1
+        parts = (jax.lax.slice_in_dim(x, k, k + span, down, axis) for k in range(len(kernel)))
+        x = functools.reduce(jnp.add, (float(tap) * part for tap, part in zip(kernel, parts, strict=True)))
+    return x
+
+
+def resample(x: Array, *, up: bool, taps: Sequence[float] = ()) -> Array:
+    """Twice or half the height and width, `[batch, h, w, c]`: by repetition and means, or the filter of some taps."""
+    n = len(taps)
+    if taps and up:
+        return fir(x, taps, ((n + 1) // 2, (n - 2) // 2), up=2, gain=2.0)
+    if taps:
+        return fir(x, taps, ((n - 1) // 2, (n - 2) // 2), down=2)
+    if not up:
+        return nn.avg_pool(x, (2, 2), strides=(2, 2))
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class Resample(nn.Module):
+    """`resample` and a 3x3 convolution, in one: `[batch, h, w, c]` to `[batch, 2h, 2w, features]` or half.
+
+    With taps the convolution is between the change of rate and the filter (Karras et al. 2020, StyleGAN2); half
+    without taps is a convolution of stride 2, padded as TensorFlow does, behind the image only, or as PyTorch.
+
+    Attributes:
+      up: twice, otherwise half.
+      features: channels of the output.
+      taps: of the filter, `(1, 3, 3, 1)` as published; empty for none.
+      symmetric: whether the convolution of stride 2 is padded on both sides.
+    """
+
+    up: bool
+    features: int
+    taps: Sequence[float] = ()
+    symmetric: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if not self.taps and self.up:
+            return conv(resample(x, up=True), self.features)
+        if not self.taps:
+            return conv(x, self.features, strides=2, padding=1 if self.symmetric else "SAME")
+        n = len(self.taps)
+        if not self.up:
+            x = fir(x, self.taps, ((n + 1) // 2, n // 2))
+            return conv(x, self.features, strides=2, padding="VALID")
+        x = conv(x, self.features, padding=2, input_dilation=(2, 2))
+        return fir(x, self.taps, ((n - 1) // 2, (n - 2) // 2), gain=2.0)

@@ -1,13 +1,17 @@
-"""A time-conditioned U-Net for images, in the manner of DDPM (Ho et al. 2020, Appendix B).
+"""A time-conditioned U-Net for images: DDPM's (Ho et al. 2020, Appendix B) and what became of it.
 
-Residual blocks of group normalisation, SiLU and 3x3 convolutions at each resolution, the
-conditioning added between the two convolutions; attention where the image is small; skips
-from the way down concatenated on the way up; pooling and repetition between resolutions, with
-no convolution of their own, since a residual block follows.  Residual sums are divided by sqrt(2), which
-keeps their variance (Song et al. 2021, Appendix H), and the last convolution starts at zero.
+Residual blocks of group normalisation, SiLU and 3x3 convolutions at each resolution, told of the conditioning
+between the two convolutions; attention where the image is small; skips from the way down concatenated on the way up.
+The last convolution starts at zero.  Three forms, by their fields:
+
+- as it is, for few pixels: residual sums are divided by sqrt(2), which keeps their variance (Song et al. 2021,
+  Appendix H), and between resolutions there is no convolution of its own, since a residual block follows;
+- DDPM: `resample='conv', rescale=False, groups=32`;
+- ADM (Dhariwal & Nichol 2021), which EDM takes over (Karras et al. 2022): `resample='block', rescale=False,
+  groups=32, adaptive=True, head_channels=64`.
 """
 
-import math
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,63 +23,14 @@ from score_jax.networks.layers import (
     Attention,
     Embedding,
     GroupNorm,
-    conv3x3,
-    default_init,
-    upsample,
+    Resample,
+    ResidualBlock,
+    check_halvings,
+    conv,
+    resample,
 )
 
 __all__ = ["UNet"]
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions and a skip: `[batch, h, w, c]` to `[batch, h, w, features]`."""
-
-    features: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
-        h = conv3x3(self.features)(nn.silu(GroupNorm()(x)))
-        h = h + nn.Dense(self.features, kernel_init=default_init())(emb)[:, None, None, :]
-        h = nn.silu(GroupNorm()(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv3x3(self.features, scale=0.0)(h)
-        if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, kernel_init=default_init())(x)
-        return (x + h) / math.sqrt(2)
-
-
-def way_down(network: Any, x: Array, emb: Array, train: bool) -> list[Array]:
-    """The feature maps of the first convolution, of every block and of every pooling, in their order.
-
-    Args:
-      network: a module, inside its `__call__`, with the attributes of `UNet`.
-      x: `[batch, height, width, channels]`.
-      emb: `[batch, size]`, what the network knows beside `x`.
-      train: whether dropout is active.
-
-    Raises:
-      ValueError: if the image cannot be halved often enough.
-    """
-    halvings = len(network.multipliers) - 1
-    if x.ndim != 4 or any(size % 2**halvings for size in x.shape[1:3]):
-        raise ValueError(
-            f"a U-Net of {len(network.multipliers)} resolutions needs images [batch, h, w, c] with h and w "
-            f"divisible by {2**halvings}, got {list(x.shape)}: resize the images or shorten `multipliers`"
-        )
-    maps = [conv3x3(network.features)(x)]
-    for level, multiplier in enumerate(network.multipliers):
-        if level:
-            maps.append(nn.avg_pool(maps[-1], (2, 2), strides=(2, 2)))
-        for _ in range(network.num_blocks):
-            maps.append(block(network, maps[-1], multiplier * network.features, emb, train))
-    return maps
-
-
-def block(network: Any, h: Array, features: int, emb: Array, train: bool) -> Array:
-    """A residual block of a network like `UNet`, and attention at the heights where it has it."""
-    h = ResidualBlock(features, network.dropout)(h, emb, train)
-    return Attention()(h) if h.shape[1] in network.attention_at else h
 
 
 class UNet(nn.Module):
@@ -89,6 +44,16 @@ class UNet(nn.Module):
       dropout: the dropout rate inside residual blocks, active with `train=True` and `rngs={'dropout': key}`.
       embedding: `positional` where `cond` is a time up to about 1,000, `fourier` where it is a noise level.
       num_classes: the number of classes; 0 for an unconditional network.
+      num_augmentations: the length of a vector that says how training images were augmented; 0 for none.
+      resample: between resolutions: `pool` for means and repetition, `conv` for convolutions (`conv_symmetric` as
+        PyTorch pads them, see `layers.Resample`), `block` for a residual block that does it.
+      rescale: whether residual sums are divided by sqrt(2).
+      adaptive: whether the conditioning scales and shifts a normalisation (adaptive group norm).
+      head_channels: channels of an attention head; 0 for one head.
+      groups: of the normalisations; 0 for at most 32 of at least 4 channels each.
+      epsilon: of the normalisations.
+      dtype: the precision of the computation; parameters and the output are float32.
+      remat: whether blocks are computed again for the gradient: less memory, more time.
     """
 
     features: int = 128
@@ -98,31 +63,79 @@ class UNet(nn.Module):
     dropout: float = 0.0
     embedding: str = "positional"
     num_classes: int = 0
+    num_augmentations: int = 0
+    resample: str = "pool"
+    rescale: bool = True
+    adaptive: bool = False
+    head_channels: int = 0
+    groups: int = 0
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, cond: Array, y: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, cond: Array, y: Array | None = None, augmentation: Array | None = None, *, train: bool = False
+    ) -> Array:
         """Apply the network.
 
         Args:
           x: `[batch, height, width, channels]`.
           cond: `[batch]`, the value that the network is conditioned on.
           y: `[batch]` integer labels, where `num_classes` is set; that number itself for no class.
+          augmentation: `[batch, num_augmentations]`; none is the same as zeros.
           train: whether dropout is active.
 
         Raises:
           ValueError: if the image cannot be halved often enough.
         """
-        emb = Embedding(self.features, self.embedding, self.num_classes)(cond, y)
-        skips = way_down(self, x, emb, train)
-        h = skips[-1]
-        h = ResidualBlock(h.shape[-1], self.dropout)(h, emb, train)
-        h = Attention()(h)
-        h = ResidualBlock(h.shape[-1], self.dropout)(h, emb, train)
+        sizes = self.features, self.embedding, self.num_classes, self.num_augmentations
+        emb = Embedding(*sizes)(cond, y, augmentation)
+        skips = self.way_down(x, emb, train)
+        h = self.step(skips[-1], emb, train, attend=True)
+        h = self.step(h, emb, train, attend=False)
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(self, h, multiplier * self.features, emb, train)
+                h = self.step(h, emb, train, features=multiplier * self.features)
             if level:
-                h = upsample(h)
-        return conv3x3(x.shape[-1], scale=0.0)(nn.silu(GroupNorm()(h)))
+                h = self.change(h, emb, train, up=True)
+        return conv(nn.silu(GroupNorm(self.groups, self.epsilon)(h)), x.shape[-1], scale=0.0).astype(jnp.float32)
+
+    def way_down(self, x: Array, emb: Array, train: bool) -> list[Array]:
+        """The feature maps of the first convolution, of every block and of every change of resolution."""
+        check_halvings(x, len(self.multipliers) - 1)
+        maps = [conv(x.astype(self.dtype), self.features)]
+        for level, multiplier in enumerate(self.multipliers):
+            if level:
+                maps.append(self.change(maps[-1], emb, train, up=False))
+            for _ in range(self.num_blocks):
+                maps.append(self.step(maps[-1], emb, train, features=multiplier * self.features))
+        return maps
+
+    def step(
+        self, h: Array, emb: Array, train: bool, *, features: int = 0, attend: bool | None = None, change: Any = None
+    ) -> Array:
+        """A residual block, of as many channels or `features`, and attention where it is due or as `attend` says."""
+        if attend is None:
+            attend = h.shape[1] in self.attention_at
+
+        def apply(network: nn.Module, h: Array, emb: Array) -> Array:
+            settings: dict[str, Any] = {"rescale": self.rescale, "groups": self.groups, "epsilon": self.epsilon}
+            block = ResidualBlock(features or h.shape[-1], self.dropout, change, adaptive=self.adaptive, **settings)
+            h = block(h, emb, train)
+            heads = h.shape[-1] // (self.head_channels or h.shape[-1])
+            return Attention(heads, **settings)(h) if attend else h
+
+        return (nn.remat(apply) if self.remat else apply)(self, h, emb)
+
+    def change(self, h: Array, emb: Array, train: bool, *, up: bool) -> Array:
+        """Half or twice the height and width."""
+        if self.resample == "block":
+            return self.step(h, emb, train, attend=False, change=functools.partial(resample, up=up))
+        if self.resample in ("conv", "conv_symmetric"):
+            return Resample(up, h.shape[-1], symmetric=self.resample == "conv_symmetric")(h)
+        if self.resample == "pool":
+            return resample(h, up=up)
+        raise ValueError(f"UNet: unknown resample {self.resample!r}; there are pool, conv, conv_symmetric, block")

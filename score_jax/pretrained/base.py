@@ -1,0 +1,83 @@
+"""What all families share: the result, and how tensors find their places."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax import Array
+
+from score_jax.parameterization import from_score
+from score_jax.sde import SDE, ScoreFn
+
+__all__ = ["Pretrained", "fill", "with_score"]
+
+
+class Pretrained(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      network: the Linen module.
+      params: its parameters, what `network.apply` takes.
+      sde: the process that it was trained on.
+      score_fn: `score_fn(x, t)`, the score of the marginals of `sde`.
+    """
+
+    network: nn.Module
+    params: Any
+    sde: SDE
+    score_fn: ScoreFn
+
+
+def with_score(
+    network: nn.Module,
+    params: Any,
+    sde: SDE,
+    condition: Callable[[Array], Array],
+    adapter: Callable[..., ScoreFn] = from_score,
+) -> Pretrained:
+    """A network with its score, `condition(t)` being what it is told and `adapter` what it predicts."""
+
+    def net(x: Array, t: Array) -> Array:
+        return cast(Array, network.apply(params, x, jnp.broadcast_to(condition(t), x.shape[:1])))
+
+    return Pretrained(network, params, sde, adapter(sde, net))
+
+
+def fill(
+    network: nn.Module, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], ours: Callable[[str], str]
+) -> Any:
+    """The parameters of a network of images `[h, w, c]` from tensors by their published names.
+
+    Args:
+      network: the Linen module.
+      shape: of an image.
+      tensors: by name; convolutions HWIO.
+      ours: translates a name.  In names separators do not matter, in shapes axes of length one.
+
+    Raises:
+      ValueError: if a tensor is missing, left over or of the wrong shape, naming it.
+    """
+
+    def key(name: str) -> str:
+        return re.sub(r"\W", "_", name)
+
+    x = jnp.zeros((1, *shape))
+    template = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))["params"])
+    published = {key(ours(name)): name for name in tensors}
+    params = {}
+    for path, leaf in template.items():
+        name = published.pop(key("/".join(path)), None)
+        if name is None:
+            raise ValueError(f"the checkpoint has no tensor for {'/'.join(path)}, of shape {leaf.shape}")
+        value = tensors[name]
+        if np.squeeze(value).shape != tuple(n for n in leaf.shape if n > 1):
+            raise ValueError(f"the tensor {name!r} has shape {value.shape} where {leaf.shape} is expected")
+        params[path] = jnp.asarray(value, leaf.dtype).reshape(leaf.shape)
+    if published:
+        raise ValueError(f"the checkpoint's tensor {min(published.values())!r} has no place in the network")
+    return {"params": traverse_util.unflatten_dict(params)}

@@ -1,0 +1,256 @@
+"""The score-SDE family (Song et al. 2021) by the names and settings of its Flax and PyTorch releases.
+
+Networks are numbered in order of creation, `ResnetBlockBigGANpp_3` in Flax by class and `all_modules.7` in PyTorch
+all together; blocks have the same insides in both.  The process comes from `config.training`:
+
+    vesde        VE(sigma_min, sigma_max),  score = out,  conditioned on sigma(t) or, discrete, on the index of a level
+    vpsde        VP(beta_min, beta_max),    score = -out / sigma(t),  conditioned on 999 t
+    vpsde, discrete    DDPM's chain of N steps with betas from beta_min / N to beta_max / N,  conditioned on N t - 1
+    subvpsde     SubVP(beta_min, beta_max), score = -out / sigma(t),  conditioned on 999 t
+"""
+
+import functools
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.serialization
+import numpy as np
+from flax import traverse_util
+from jax import Array
+
+from score_jax.networks import NCSNpp, NCSNv2
+from score_jax.parameterization import from_noise, from_score
+from score_jax.pretrained.base import Pretrained, fill, with_score
+from score_jax.sde import DDPM, SDE, VE, VP, ScoreFn, SubVP
+from score_jax.tensors import read_torch
+from score_jax.timesteps import level_of_time
+
+__all__ = ["from_score_sde", "load_score_sde"]
+
+
+def from_score_sde(config: Mapping[str, Any], params: Mapping[str, Any]) -> Pretrained:
+    """The networks of Song et al. 2021 as their Flax code has them: NCSN++, DDPM++, DDPM, NCSNv2.
+
+    Args:
+      config: the published fields, a `ConfigDict` or nested dicts.
+      params: the parameter tree by its names, `Conv_0` and so on, numbered in order of creation.
+
+    Returns:
+      The network, its process, and the score; data in [-1, 1] where `config.data.centered`, else in [0, 1].
+
+    Raises:
+      ValueError: for an unknown network or setting; if a tensor is missing, left over or of the wrong shape, naming it.
+    """
+    tensors = traverse_util.flatten_dict(_plain(params.get("params", params)), sep="/")
+    return _build(config, {name: np.asarray(value) for name, value in tensors.items()})
+
+
+def load_score_sde(path: str | pathlib.Path, config: Mapping[str, Any]) -> Pretrained:
+    """A checkpoint file of Song et al. 2021: their Flax msgpack or their PyTorch `.pth`; the averaged parameters.
+
+    Args:
+      path: the file; which of the two it is, its first bytes tell.
+      config: as in `from_score_sde`.
+
+    Raises:
+      ValueError: if the file is truncated or not such a checkpoint, and as in `from_score_sde`.
+    """
+    path = pathlib.Path(path)
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped:
+        return _build(config, _torch_names(path, read_torch(path)))
+    try:
+        state = flax.serialization.msgpack_restore(path.read_bytes())
+    except Exception as error:  # msgpack's own, of many kinds, whatever the bytes.
+        raise ValueError(f"{path}: not a checkpoint, or truncated ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict) or "params_ema" not in state:
+        raise ValueError(f"{path}: no 'params_ema', which a checkpoint of the score-SDE code has")
+    return from_score_sde(config, state["params_ema"])
+
+
+def _plain(tree: Any) -> Any:
+    return {name: _plain(value) for name, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _build(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Pretrained:
+    name = config["model"]["name"]
+    families = {"ncsnpp": _ncsnpp, "ddpm": _ncsnpp} | dict.fromkeys(MULTIPLIERS, _ncsnv2)
+    if name not in families:
+        raise ValueError(f"config.model.name: unknown network {name!r}; there are {', '.join(families)}")
+    data = config["data"]
+    shape = data["image_size"], data["image_size"], data.get("num_channels", 3)
+    return families[name](config, shape, tensors)
+
+
+# What all published networks of NCSNpp have; ours knows nothing else.
+FIXED = {
+    "nonlinearity": "swish",
+    "normalization": "GroupNorm",
+    "resamp_with_conv": True,
+    "attention_type": "ddpm",
+    "conv_size": 3,
+}
+
+# From numbers in order of creation to our names.
+NCSNPP_NAMES: tuple[tuple[str, str], ...] = (
+    (r"^Dense", "Embedding_0/Dense"),
+    (r"^GaussianFourierProjection_0/W", "Embedding_0/frequencies"),
+    (r"^ResnetBlock\w+?_(\d+)/(NIN_0|Conv_2)", r"ResidualBlock_\1/Dense_1"),
+    (r"^ResnetBlock\w+?_(\d+)/", r"ResidualBlock_\1/"),
+    (r"^AttnBlock\w*?_(\d+)/NIN", r"Attention_\1/Dense"),
+    (r"^AttnBlock\w*?_", "Attention_"),
+    (r"Conv2d_0", "Conv_0"),
+    (r"/(W|weight)$", "/kernel"),
+    (r"/b$", "/bias"),
+)
+
+
+def network_of(config: Mapping[str, Any]) -> NCSNpp:
+    """The network of published settings, `config.model.name` being `ncsnpp` or `ddpm`."""
+    model, data = config["model"], config["data"]
+    for field, value in FIXED.items():
+        if model.get(field, value) != value:
+            raise ValueError(f"config.model.{field}: only {value!r} is known, got {model[field]!r}")
+    ddpm = model["name"] == "ddpm"
+    fourier = model["embedding_type"] == "fourier" and not ddpm
+    options: dict[str, Any] = {"block": "ddpm", "rescale": False, "groups": 32}
+    if not ddpm:
+        options = {
+            "block": model["resblock_type"],
+            "rescale": model["skip_rescale"],
+            "taps": tuple(model["fir_kernel"]) if model["fir"] else (),
+            "progressive": model["progressive"],
+            "progressive_input": model["progressive_input"],
+            "combine": model["progressive_combine"],
+        }
+    return NCSNpp(
+        model.get("nf", 128),
+        tuple(model["ch_mult"]),
+        model["num_res_blocks"],
+        tuple(model["attn_resolutions"]),
+        model["dropout"],
+        ("gaussian_fourier" if fourier else "positional") if model.get("conditional", True) else "none",
+        scale_by_sigma=model["scale_by_sigma"],
+        num_levels=0 if fourier else model["num_scales"],
+        sigma_min=model.get("sigma_min", 0.01),
+        sigma_max=model["sigma_max"],
+        centered=data["centered"],
+        **options,
+    )
+
+
+def _ncsnpp(config: Mapping[str, Any], shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Pretrained:
+    network = network_of(config)
+    num_down = sum(bool(re.match(r"Downsample_\d+/.*(W|weight|kernel)$", name)) for name in tensors)
+
+    def ours(name: str) -> str:
+        name = re.sub(r"^(Down|Up)sample_(\d+)", lambda m: f"Resample_{int(m[2]) + num_down * (m[1] == 'Up')}", name)
+        for pattern, new in NCSNPP_NAMES:
+            name = re.sub(pattern, new, name)
+        return name
+
+    return with_score(network, fill(network, shape, tensors, ours), *process_of(config))
+
+
+def process_of(config: Mapping[str, Any]) -> tuple[SDE, Callable[[Array], Array], Callable[..., ScoreFn]]:
+    """The process of published settings, the value that conditions the network at t, and what the network predicts."""
+    model, training = config["model"], config["training"]
+    number, ends = model["num_scales"], (model.get("beta_min", 0.1), model.get("beta_max", 20.0))
+    kind = training["sde"].lower()
+    if kind == "vesde":
+        ve = VE(sigma_min=model.get("sigma_min", 0.01), sigma_max=model["sigma_max"])
+        index = functools.partial(level_of_time, ve, num_levels=number)
+        return ve, ve.sigma if training["continuous"] else index, from_score
+    if kind == "vpsde" and not training["continuous"]:
+        betas = np.linspace(ends[0] / number, ends[1] / number, number, dtype=np.float32)
+        return DDPM(betas=betas, t_min=1 / number), lambda t: number * t - 1, from_noise
+    processes = {"vpsde": VP, "subvpsde": SubVP}
+    if kind not in processes:
+        raise ValueError(f"config.training.sde: unknown process {kind!r}; there are vesde, vpsde, subvpsde")
+    return processes[kind](*ends), lambda t: 999 * t, from_noise
+
+
+def _torch_names(path: pathlib.Path, checkpoint: Any) -> dict[str, np.ndarray]:
+    """The averaged tensors of a PyTorch checkpoint by their Flax names, convolutions HWIO."""
+    try:
+        model, shadow = checkpoint["model"], checkpoint["ema"]["shadow_params"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no 'model' and 'ema' with 'shadow_params', which a checkpoint has") from error
+    tensors = {name.removeprefix("module."): value for name, value in model.items()}
+    tensors.pop("sigmas", None)
+    # The average holds what is trained, in the model's order: not the frequencies of the Fourier features.
+    trained = [name for name in tensors if not re.fullmatch(r"all_modules\.\d+\.W", name)]
+    if len(trained) != len(shadow):
+        raise ValueError(f"{path}: {len(shadow)} averaged tensors for {len(trained)} parameters")
+    tensors |= dict(zip(trained, shadow, strict=True))
+
+    modules: dict[int, dict[str, np.ndarray]] = {}
+    for name, value in tensors.items():
+        match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", name)
+        if match is None:
+            raise ValueError(f"{path}: the tensor {name!r} has no place in the network")
+        modules.setdefault(int(match[1]), {})[match[2]] = value
+    named, counts = {}, Counter[str]()
+    for _, module in sorted(modules.items()):
+        kind = _kind(module)
+        for name, value in module.items():
+            leaf = re.sub("weight$", "scale", name) if value.ndim == 1 else name
+            axes = {"weight": {2: (1, 0), 4: (2, 3, 1, 0)}}.get(name.split(".")[-1], {}).get(value.ndim)
+            named[f"{kind}_{counts[kind]}/{leaf.replace('.', '/')}"] = value.transpose(axes) if axes else value
+        counts[kind] += 1
+    return named
+
+
+def _kind(module: Mapping[str, np.ndarray]) -> str:
+    """The class of a numbered module, by its tensors; changes of resolution are one class, in order of creation."""
+    if "W" in module:
+        return "GaussianFourierProjection"
+    for tensor, kind in (("NIN_3.W", "AttnBlock"), ("GroupNorm_1.weight", "ResnetBlockpp")):
+        if tensor in module:
+            return kind
+    if "weight" in module:
+        return {1: "GroupNorm", 2: "Dense"}.get(module["weight"].ndim, "Conv")
+    return "Combine" if all(value.shape[2:] == (1, 1) for value in module.values() if value.ndim == 4) else "Downsample"
+
+
+# Stages of NCSNv2, Deeper and Deepest.
+MULTIPLIERS = {"ncsnv2_64": (1, 2, 2, 2), "ncsnv2_128": (1, 2, 2, 4, 4), "ncsnv2_256": (1, 2, 2, 2, 4, 4)}
+
+# From numbers in order of creation to our names; a refine block has as many units before the junction as inputs.
+NCSNV2_NAMES: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = (
+    (r"^Conv_0", "begin_conv"),
+    (r"^Conv_1", "end_conv"),
+    (r"^InstanceNorm2dPlus_0", "normalizer"),
+    (r"^ResidualBlock_(\d+)", lambda m: f"res{int(m[1]) // 2 + 1}_{int(m[1]) % 2}"),
+    (r"ConvMeanPool_0/Conv_0", "conv2_conv"),
+    (r"ConvMeanPool_1/Conv_0", "shortcut_conv"),
+    (r"^(res.*)/Conv_0", r"\1/conv1"),
+    (r"^(res.*)/Conv_1", r"\1/conv2"),
+    (r"^(res.*)/Conv_2", r"\1/shortcut"),
+    (r"InstanceNorm2dPlus_(\d)", lambda m: f"normalize{int(m[1]) + 1}"),
+    (r"RefineBlock_0/RCUBlock_1", "RefineBlock_0/output_convs"),
+    (r"RCUBlock_2", "output_convs"),
+    (r"RCUBlock", "adapt_convs"),
+    (r"_convs(.*)/Conv_(\d+)", lambda m: f"_convs{m[1]}_{int(m[2]) // 2 + 1}_{int(m[2]) % 2 + 1}_conv"),
+    (r"(CRP|MSF)Block_0/Conv", lambda m: f"{m[1].lower()}_convs"),
+    (r"^RefineBlock_(\d+)", lambda m: f"refine{int(m[1]) + 1}"),
+)
+
+
+def _ncsnv2(config: Mapping[str, Any], shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Pretrained:
+    model = config["model"]
+    levels, sigma_min, sigma_max = model["num_scales"], float(model["sigma_min"]), float(model["sigma_max"])
+    network = NCSNv2(model["nf"], MULTIPLIERS[model["name"]], levels, sigma_min, sigma_max, score_sde=True)
+
+    def ours(name: str) -> str:
+        for pattern, new in NCSNV2_NAMES:
+            name = re.sub(pattern, new, name)
+        return name
+
+    sde = VE(sigma_min=sigma_min, sigma_max=sigma_max)
+    condition = functools.partial(level_of_time, sde, num_levels=levels)
+    return with_score(network, fill(network, shape, tensors, ours), sde, condition)
