@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.signal import upfirdn
 
-from score_jax.networks import MLP, NCSN, Classifier, NCSNv2, UNet, layers, ncsn
+from score_jax.networks import MLP, NCSN, Classifier, DiT, NCSNpp, NCSNv2, UNet, layers, ncsn
 
 
 def randomised(network, x, *args):
@@ -18,6 +19,19 @@ def randomised(network, x, *args):
 
 CASES = {
     "unet": (UNet(4, (1, 2), 1, (2,), 0.0, "positional", 3), (4, 4, 4, 2)),
+    "adm": (
+        UNet(8, (1, 2), 1, (2,), num_classes=3, resample="block", rescale=False, adaptive=True, head_channels=4),
+        (4, 4, 4, 2),
+    ),
+    "ncsnpp": (
+        NCSNpp(4, (1, 2), 1, (2,), 0.0, "gaussian_fourier", 3, "ddpm", (1, 3, 3, 1), "residual", "input_skip", "cat"),
+        (4, 4, 4, 2),
+    ),
+    "ncsnpp, sum of outputs": (
+        NCSNpp(4, (1, 2), 1, num_classes=3, progressive="output_skip", progressive_input="residual"),
+        (4, 4, 4, 2),
+    ),
+    "dit": (DiT(16, 2, 2, num_classes=3), (4, 4, 4, 2)),
     "mlp": (MLP(16, 2, "fourier", 3), (4, 5)),
 }
 
@@ -43,6 +57,33 @@ def test_output_depends_on_every_input_row_by_row(case):
     ):
         assert float(jnp.abs(changed[0] - out[0]).max()) > 1e-3
         np.testing.assert_allclose(changed[1:], out[1:], rtol=1e-4, atol=1e-5)
+
+
+SMALL = {
+    "adm": UNet(8, (1,), 1, (4,), num_classes=3, rescale=False, adaptive=True, head_channels=4),
+    "ncsnpp": NCSNpp(8, (1,), 1, (4,), num_classes=3, scale_by_sigma=True),
+    "dit": DiT(16, 2, 2, num_classes=3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_half_precision_and_rematerialisation(name):
+    """In bfloat16 within 2 %; computed again for the gradient, the same to rounding; one tree of parameters."""
+    network, x = SMALL[name], jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+    cond, y = jnp.array([1.0, 20.0, 500.0, 999.0]), jnp.arange(4) % 3
+    params = randomised(network, x, cond, y)
+
+    def value(network):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(x * network.apply(p, x, cond, y))))(params)
+
+    (plain, gradient), (again, recomputed) = value(network), value(network.clone(remat=True))
+    np.testing.assert_allclose(plain, again, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()) + 1e-6, rtol=0)
+    half = jax.jit(network.clone(dtype="bfloat16").apply)(params, x, cond, y)
+    full = jax.jit(network.apply)(params, x, cond, y)
+    assert half.dtype == jnp.float32
+    assert 1e-4 < float(jnp.linalg.norm(half - full) / jnp.linalg.norm(full)) < 0.02
 
 
 def test_no_class_is_a_class_of_its_own(case):
@@ -121,6 +162,53 @@ def test_dropout_is_active_in_training_only():
     np.testing.assert_array_equal(plain, again)
 
 
+def test_augmentation_labels_are_known_and_none_is_zeros():
+    network = UNet(4, (1,), 1, (), num_augmentations=2)
+    x, cond = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
+    params, apply = randomised(network, x, cond), jax.jit(network.apply)
+    none, zeros, ones = (apply(params, x, cond, None, a) for a in (None, jnp.zeros((2, 2)), jnp.ones((2, 2))))
+    np.testing.assert_array_equal(none, zeros)
+    assert float(jnp.abs(ones - none).max()) > 1e-3
+
+
+def test_filters_equal_their_definition():
+    """Zeros between pixels, convolution, every second pixel, by an independent implementation."""
+    x, taps = np.asarray(jax.random.normal(jax.random.key(0), (2, 6, 4, 3))), np.array([1.0, 3.0, 4.0, 2.0])
+    for up in (True, False):
+        out = x
+        for axis, size in ((1, 6), (2, 4)):
+            if up:
+                wide = upfirdn(2 * taps / 10, out, up=2, axis=axis)
+                out = np.take(wide, np.arange(1, 1 + 2 * size), axis=axis)
+            else:
+                out = np.take(upfirdn(taps / 10, out, axis=axis), np.arange(2, 2 + size, 2), axis=axis)
+        np.testing.assert_allclose(layers.resample(jnp.asarray(x), up=up, taps=tuple(taps)), out, atol=1e-5)
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("taps", [(), (1, 3, 3, 1)])
+def test_a_convolution_that_changes_nothing_leaves_a_change_of_resolution(up, taps):
+    """Of a filter; without one half is every second pixel, of which there is no filter to see."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    module = layers.Resample(up, 3, taps)
+    kernel = jnp.zeros((3, 3, 3, 3)).at[1, 1].set(jnp.eye(3))
+    out = module.apply({"params": {"Conv_0": {"kernel": kernel, "bias": jnp.zeros(3)}}}, x)
+    expected = layers.resample(x, up=up, taps=taps) if up or taps else x[:, 1::2, 1::2]
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_attention_of_heads_is_attention_of_each():
+    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 8))
+    params = randomised(layers.Attention(2), x)
+    p = params["params"]
+    h = layers.GroupNorm().apply({"params": p["GroupNorm_0"]}, x).reshape(6, 8)
+    q, k, v = (h @ p[f"Dense_{i}"]["kernel"] + p[f"Dense_{i}"]["bias"][None] for i in range(3))
+    heads = [jax.nn.softmax(q[:, s] @ k[:, s].T / 2, axis=1) @ v[:, s] for s in (slice(4), slice(4, 8))]
+    out = jnp.concatenate(heads, axis=1) @ p["Dense_3"]["kernel"] + p["Dense_3"]["bias"][None]
+    joined = layers.Attention(2, rescale=False).apply(params, x).reshape(6, 8)
+    np.testing.assert_allclose(joined, x.reshape(6, 8) + out, rtol=1e-4, atol=1e-5)
+
+
 def test_group_norm_equals_its_definition():
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 4, 4, 24))
     params = randomised(layers.GroupNorm(), x)
@@ -167,5 +255,11 @@ def test_bad_input():
         NCSNv2(8, (1, 2)).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)), jnp.ones(1))
     with pytest.raises(ValueError, match="needs labels"):
         MLP(8, num_classes=3).init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1))
+    with pytest.raises(ValueError, match="divisible by patch=2"):
+        DiT(16, 1, 2).init(jax.random.key(0), jnp.ones((1, 5, 4, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="unknown progressive 'skip'; there are none, output_skip, residual"):
+        NCSNpp(8, (1,), progressive="skip").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="unknown resample 'max'"):
+        UNet(8, (1, 1), 1, resample="max").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))
     with pytest.raises(ValueError, match="unknown embedding"):
         MLP(8, embedding="fourer").init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1))
