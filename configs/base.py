@@ -13,7 +13,7 @@ def base() -> ConfigDict:
             seed=0,
             # What the network predicts (score_jax.parameterization), and the value that it is given beside x:
             # 'time' is 999 t, 'noise_level' is sigma(t), 'level' is the index in a ladder of `num_levels`, from the
-            # largest on, 'none' is what the parameterization passes on.
+            # largest on, 'step' that in DDPM's chain, 'none' is what the parameterization passes on.
             parameterization=dict(name="from_noise"),
             conditioning="time",
             num_levels=0,  # of conditioning='level' and times='draw_levels'
@@ -160,20 +160,40 @@ def digits(**sde) -> ConfigDict:
     return config
 
 
-def cifar(**sde) -> ConfigDict:
-    """CIFAR-10 with the hyperparameters of Song et al. 2021: the shared ones of the score-SDE family."""
+# The networks of Song et al. 2021, by their names in the paper.
+NETWORKS = {
+    "ddpm": dict(num_blocks=2, block="ddpm", rescale=False, groups=32),
+    "ddpmpp": dict(num_blocks=4),
+    "ddpmpp_deep": dict(num_blocks=8),
+    "ncsnpp": dict(num_blocks=4, taps=(1, 3, 3, 1), progressive_input="residual"),
+    "ncsnpp_deep": dict(num_blocks=8, taps=(1, 3, 3, 1), progressive_input="residual"),
+}
+
+
+def ncsnpp(network: str, **fields) -> dict:
+    """The network of that name, as it was on CIFAR-10 but for some fields; `config.network`."""
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}; there are {', '.join(NETWORKS)}")
+    shared = dict(name="NCSNpp", features=128, multipliers=(1, 2, 2, 2), attention_at=(16,), dropout=0.1, num_classes=0)
+    return shared | dict(embedding="positional") | NETWORKS[network] | fields
+
+
+def score_sde(data: str, image_size: int, network: dict, *, deep: bool = False, **sde) -> ConfigDict:
+    """What all experiments of Song et al. 2021 share, and what the process decides.
+
+    Args:
+      data: the name of the data set.
+      image_size: of its images.
+      network: as `ncsnpp` gives it.
+      deep: whether training is shorter, as that of the deep networks was.
+      **sde: `config.sde`; `DDPM` is VP's chain of 1,000 steps.
+    """
     config = base()
     config.sde = sde
-    config.network = unet(
-        features=128,
-        multipliers=(1, 2, 2, 2),
-        num_blocks=4,
-        attention_at=(16,),
-        dropout=0.1,
-    )
-    config.data.update(name="cifar10", image_size=32, random_flip=True)
+    config.network = network
+    config.data.update(name=data, image_size=image_size, random_flip=True)
     config.training.update(
-        num_steps=1_300_000,
+        num_steps=950_000 if deep else 1_300_000,
         batch_size=128,
         learning_rate=2e-4,
         warmup_steps=5000,
@@ -181,6 +201,63 @@ def cifar(**sde) -> ConfigDict:
         log_every=50,
         checkpoint_every=10_000,
     )
-    config.sampling.update(num_samples=16, batch_size=64)
+    # As published; the defaults of `base` need 20 evaluations, `--config.sampling.sampler.name=sde_dpm_solver_pp` and
+    # `--config.sampling.grid=curvature --config.sampling.num_steps=19`.
+    config.sampling.update(
+        sampler=dict(name="euler_maruyama"), grid="uniform", num_steps=1000, num_samples=16, batch_size=64
+    )
     config.evaluation.num_samples = 50_000
+    if sde["name"] == "DDPM":
+        config.conditioning = "step"
+        config.training.times = "draw_steps"
+        config.sampling.sampler.name = "ancestral"
+        config.sampling.num_steps = 999  # The last is that of `denoise`.
+    return config
+
+
+def variance_exploding(config: ConfigDict, *, snr: float, num_steps: int = 1000, num_levels: int = 0) -> ConfigDict:
+    """Make an experiment that of a VE process: images in [0, 1], half the sum as the loss, predictor and corrector.
+
+    Args:
+      config: of `score_sde`.
+      snr: of the corrector.
+      num_steps: of sampling.
+      num_levels: of a ladder to train on and to sample along, the network told the index; 0 for all levels, and sigma.
+    """
+    levels = {name: config.sde.get_ref(name) for name in ("sigma_min", "sigma_max")} if num_levels else {}
+    config.network.update(scale_by_sigma=True, centered=False, num_levels=num_levels, **levels)
+    config.network.embedding = "positional" if num_levels else "gaussian_fourier"
+    config.num_levels = num_levels
+    config.conditioning = "level" if num_levels else "noise_level"
+    config.parameterization.name = "from_score"
+    config.data.centered = False
+    config.training.update(reduce_mean=False, ema_decay=0.999)
+    if num_levels:
+        config.training.times = "draw_levels"
+        num_steps = num_levels - 1
+    config.sampling.update(sampler=dict(name="reverse_diffusion"), num_steps=num_steps, t_min=1e-5)
+    config.sampling.corrector = dict(name="langevin_corrector", snr=snr)
+    return config
+
+
+def score_sde_256(data: str, network: dict, **sde) -> ConfigDict:
+    """What the experiments on images of 256 pixels and more share."""
+    config = score_sde(data, 256, network | dict(num_blocks=2, dropout=0.0), **sde)
+    config.training.update(num_steps=2_400_000, batch_size=64)
+    config.sampling.batch_size = 16
+    return config
+
+
+def ve_256(data: str, sigma_max: float) -> ConfigDict:
+    """NCSN++ on images of 256 pixels, with pyramids of inputs and outputs."""
+    pyramids = dict(progressive="output_skip", progressive_input="input_skip")
+    network = ncsnpp("ncsnpp", multipliers=(1, 1, 2, 2, 2, 2, 2), **pyramids)
+    config = score_sde_256(data, network, name="VE", sigma_min=0.01, sigma_max=sigma_max)
+    return variance_exploding(config, snr=0.075, num_steps=2000)
+
+
+def ddpm_256(data: str) -> ConfigDict:
+    """DDPM on images of 256 pixels."""
+    config = score_sde_256(data, ncsnpp("ddpm", multipliers=(1, 1, 2, 2, 4, 4)), name="DDPM")
+    config.training.learning_rate = 2e-5
     return config

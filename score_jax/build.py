@@ -41,10 +41,11 @@ __all__ = [
 
 
 # The value that conditions the network; `none` leaves to the parameterization what it passes on, as EDM's does.
-CONDITIONINGS: dict[str, Callable[[ConfigDict, SDE, Array], Array]] = {
+CONDITIONINGS: dict[str, Callable[[ConfigDict, Any, Array], Array]] = {
     "time": lambda config, sde, t: 999.0 * t,
     "noise_level": lambda config, sde, t: sde.sigma(t),
     "level": lambda config, sde, t: timesteps.level_of_time(sde, t, config.num_levels),
+    "step": lambda config, sde, t: len(sde.betas) * t - 1,
     "none": lambda config, sde, t: t,
 }
 

@@ -41,12 +41,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from score_jax.parameterization import tweedie
-from score_jax.sde import SDE, ScoreFn, perturb
+from score_jax.sde import DDPM, SDE, ScoreFn, perturb
 
 __all__ = [
     "curvature",
     "draw_importance",
     "draw_levels",
+    "draw_steps",
     "draw_stratified",
     "draw_uniform",
     "karras",
@@ -105,6 +106,16 @@ def draw_levels(key: Array, sde: SDE, n: int, *, num_levels: int) -> tuple[Array
     _check_levels(num_levels)
     level = jax.random.randint(key, (n,), 0, num_levels)
     return jnp.maximum(sde.t_max * (1 - level / (num_levels - 1)), sde.t_min), jnp.ones(n)
+
+
+def draw_steps(key: Array, sde: DDPM, n: int) -> tuple[Array, Array]:
+    """Independent draws from the times k/N of a chain of N steps, k = 1 ... N, as DDPM trains (Ho et al. 2020).
+
+    Returns:
+      `(t [n], weight [n])`, the weight being one.
+    """
+    steps = len(np.asarray(sde.betas))
+    return (1 + jax.random.randint(key, (n,), 0, steps)) / steps, jnp.ones(n)
 
 
 def level_of_time(sde: SDE, t: ArrayLike, num_levels: int) -> Array:

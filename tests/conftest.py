@@ -1,6 +1,8 @@
 """What tests share: strict array semantics, processes, and one mixture with everything that can go wrong."""
 
+import json
 import os
+import pathlib
 import tempfile
 
 import jax
@@ -61,3 +63,15 @@ def mode_share(mixture, x):
     parts = zip(np.asarray(mixture.weights), mixture.means, mixture.covariances, strict=True)
     joint = np.stack([np.log(w) + multivariate_normal(m, c).logpdf(x) for w, m, c in parts])
     return softmax(joint, axis=0)[0]
+
+
+PUBLISHED = json.loads((pathlib.Path(__file__).parent / "data/published_configs.json").read_text())
+
+
+def published(name):
+    """The settings of an experiment as the release nests them."""
+    nested = {}
+    for field, value in (PUBLISHED["common"] | PUBLISHED[name]).items():
+        group, *rest = field.split(".")
+        nested.setdefault(group, {})[".".join(rest)] = value
+    return nested

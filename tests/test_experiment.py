@@ -23,16 +23,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "base")
 
 
-def get_config(name):
+def get_config(name, *argument):
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"configs.{name}").get_config(*argument)
 
 
 def tiny(name="vp_digits"):
     """An experiment that compiles and runs in seconds."""
     config = get_config(name)
-    if config.network.name == "UNet":
+    if config.network.name in ("UNet", "NCSNpp"):
         config.network.update(features=4, multipliers=(1,), num_blocks=1, attention_at=())
     config.training.update(num_steps=6, batch_size=4, log_every=2, checkpoint_every=3, warmup_steps=1, decay="constant")
     config.sampling.update(grid="log_snr", num_steps=2, num_samples=5, batch_size=4)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import PUBLISHED, published
 from flax import traverse_util
 
 from score_jax import pretrained, tensors
@@ -142,7 +143,6 @@ def test_diffusers_itself_computes_the_same(tmp_path, flip):
     close(jax.jit(model.network.apply)(model.params, x, jnp.array([10.0, 900.0])), out)
 
 
-PUBLISHED = json.loads((DATA / "published_configs.json").read_text())
 COUNTS = {
     "ve/cifar10_ncsnpp_continuous": 62_758_915,
     "ve/cifar10_ncsnpp_deep_continuous": 107_587_075,
@@ -153,15 +153,6 @@ COUNTS = {
     "vp/ddpm/cifar10": 35_218_947,
     "ve/celebahq_256_ncsnpp_continuous": 65_574_549,
 }
-
-
-def published(name):
-    """The settings of an experiment as the release nests them."""
-    nested = {}
-    for field, value in (PUBLISHED["common"] | PUBLISHED[name]).items():
-        group, *rest = field.split(".")
-        nested.setdefault(group, {})[".".join(rest)] = value
-    return nested
 
 
 @pytest.mark.parametrize("name", COUNTS)

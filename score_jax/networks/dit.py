@@ -1,4 +1,4 @@
-"""The diffusion transformer, for large accelerators ("Scalable Diffusion Models with Transformers", Peebles & Xie 2023).
+"""DiT, a transformer for large accelerators (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers").
 
 The image is cut into patches, each a token x with the sines and cosines of its place; blocks with what the network
 knows, c, as adaptive layer normalisation (adaLN-zero),

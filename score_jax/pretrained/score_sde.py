@@ -118,6 +118,10 @@ def network_of(config: Mapping[str, Any]) -> NCSNpp:
     ddpm = model["name"] == "ddpm"
     fourier = model["embedding_type"] == "fourier" and not ddpm
     options: dict[str, Any] = {"block": "ddpm", "rescale": False, "groups": 32}
+    ladder: dict[str, Any] = {}
+    if model["scale_by_sigma"] and not fourier:
+        ends = {"sigma_min": model.get("sigma_min", 0.01), "sigma_max": float(model["sigma_max"])}
+        ladder = {"num_levels": model["num_scales"]} | ends
     if not ddpm:
         options = {
             "block": model["resblock_type"],
@@ -135,10 +139,8 @@ def network_of(config: Mapping[str, Any]) -> NCSNpp:
         model["dropout"],
         ("gaussian_fourier" if fourier else "positional") if model.get("conditional", True) else "none",
         scale_by_sigma=model["scale_by_sigma"],
-        num_levels=0 if fourier else model["num_scales"],
-        sigma_min=model.get("sigma_min", 0.01),
-        sigma_max=model["sigma_max"],
         centered=data["centered"],
+        **ladder,
         **options,
     )
 
