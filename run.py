@@ -21,7 +21,10 @@ def parse(argv: list[str]) -> list[str]:
         if CONFIG.value is None:
             sys.exit("error: --config is missing: name an experiment, --config=configs/vp_digits.py say")
     except flags.Error as error:
-        sys.exit(f"error: {error}")
+        # What the experiment says of the word behind a colon, `configs/vp_cifar.py:ncsnpp`, comes with a traceback.
+        last = str(error).strip().splitlines()[-1]
+        told = last.startswith(("ValueError: ", "TypeError: get_config()"))
+        sys.exit(f"error: --config: {last.partition(': ')[2]}" if told else f"error: {error}")
     except OSError as error:
         sys.exit(f"error: --config: {error.strerror or ' '.join(str(error).split())}")
     except (AttributeError, KeyError) as error:  # A field that the config lacks.
@@ -38,7 +41,8 @@ def main(_: list[str]) -> None:
     from score_jax.errors import UserError
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every rename.
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = "_".join([pathlib.Path(path).stem, *filter(None, [argument])])
     try:
         experiment.run(CONFIG.value, MODE.value, WORKDIR.value or f"runs/{name}")
     except UserError as error:

@@ -175,7 +175,8 @@ def test_the_cifar_pipeline_end_to_end(tmp_path):
 def test_every_config_builds(name):
     config = get_config(name)
     sde, network = experiment.make_sde(config), experiment.make_network(config)
-    x = np.zeros((2, 2) if name == "toy2d" else (2, 8, 8, 1) if "digits" in name else (2, 32, 32, 3), np.float32)
+    size = 512 if "1024" in name else 64
+    x = np.zeros((2, 2) if name == "toy2d" else (2, 8, 8, 1) if "digits" in name else (2, size, size, 3), np.float32)
     y = np.zeros(2, np.int32) if config.network.get("num_classes") else None
     params = jax.eval_shape(network.init, jax.random.key(0), x, np.ones(2), y)
     if name.startswith("classifier"):
@@ -319,6 +320,7 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path):
         (["--mod=train"], "Did you mean: mode"),
         (["stray"], "unexpected argument 'stray'"),
         (["--config.sde.name=VPP"], "did you mean 'VP'?"),
+        (["--config=configs/vp_cifar.py:ncsnp"], "--config: unknown network 'ncsnp'; there are ddpm, ddpmpp,"),
     ],
 )
 def test_the_command_line_answers_in_one_line(flags, words):
