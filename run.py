@@ -9,7 +9,12 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
 MODE = flags.DEFINE_string(
-    "mode", "train", "What to do: train, sample, evaluate, likelihood, inpaint, colorize, restore or interpolate."
+    "mode",
+    "train",
+    "What to do: train, sample, evaluate, likelihood, inpaint, colorize, restore, interpolate or export.",
+)
+PRETRAINED = flags.DEFINE_string(
+    "pretrained", "", "A published checkpoint to start from: a file, or a directory of diffusers."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
 
@@ -44,7 +49,7 @@ def main(_: list[str]) -> None:
     path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join([pathlib.Path(path).stem, *filter(None, [argument])])
     try:
-        experiment.run(CONFIG.value, MODE.value, WORKDIR.value or f"runs/{name}")
+        experiment.run(CONFIG.value, MODE.value, WORKDIR.value or f"runs/{name}", pretrained=PRETRAINED.value)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -13,6 +13,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from score_jax import checkpoint, lookup, parameterization, samplers, train
+from score_jax.adopt import adopt, load_params, unread
 from score_jax.build import (
     is_classifier,
     make_grid,
@@ -35,13 +36,27 @@ __all__ = ["Run"]
 
 @dataclasses.dataclass
 class Run:
-    """An opened experiment: the objects that its config names, and the training state's shape."""
+    """An opened experiment: the objects that its config names, and the training state's shape.
+
+    Attributes:
+      config: the experiment.
+      workdir: where its files lie.
+      pretrained: a published checkpoint to start from, where the workdir has none of its own; '' for none.
+    """
 
     config: ConfigDict
     workdir: pathlib.Path
+    pretrained: str = ""
 
     def __post_init__(self):
-        self.dataset = open_data(self.config, "train")
+        if self.pretrained:
+            self.config = adopt(self.config, pathlib.Path(self.pretrained))
+        try:
+            self.dataset = open_data(self.config, "train")
+        except UserError as error:
+            if not self.pretrained:
+                raise
+            self.dataset = unread(self.config, error)
         self.config = config = resolve(self.config, self.dataset)
         self.sde, self.network = make_sde(config), make_network(config)
         self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
@@ -69,6 +84,13 @@ class Run:
     def init_state(self) -> train.TrainState:
         x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
         params = self.network.init(self.key_params, x, jnp.ones(1), y if num_classes(self.config) else None)
+        return train.init_state(params, self.optimizer)
+
+    def first_state(self) -> train.TrainState:
+        """The state before any training: fresh, or that of a published checkpoint."""
+        if not self.pretrained:
+            return jax.jit(self.init_state)()
+        params = load_params(pathlib.Path(self.pretrained), self.network, self.dataset.shape)
         return train.init_state(params, self.optimizer)
 
     def check_sampling(self) -> None:
@@ -103,6 +125,8 @@ class Run:
         """The newest checkpoint's step and state."""
         with checkpoint.open_manager(self.workdir / "checkpoints") as manager:
             step = manager.latest_step()
+            if step is None and self.pretrained:
+                return 0, self.first_state()
             if step is None:
                 raise UserError(f"{self.workdir} has no checkpoint: train first, with --mode=train")
             return step, checkpoint.restore(manager, step, self.state)[0]

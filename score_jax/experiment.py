@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, edit, evaluate, lookup, report, train
+from score_jax import adopt, checkpoint, data, edit, evaluate, lookup, report, train
 from score_jax.build import (
     is_classifier,
     make_loss,
@@ -46,7 +46,7 @@ def _train(run: Run) -> None:
             batches.set_state(position)
             print(f"resuming {run.workdir} at step {start}")
         else:
-            state = jax.jit(run.init_state)()
+            state = run.first_state()
         step_fn = train.make_train_step(
             make_loss(config, run.sde, run.network), run.optimizer, ema_decay=config.training.ema_decay
         )
@@ -153,17 +153,26 @@ def _likelihood(run: Run) -> None:
     _write_numbers(run, "likelihood", table)
 
 
-MODES: dict[str, Callable[[Run], None]] = {f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood)}
+def _export(run: Run) -> None:
+    directory = run.workdir / "diffusers"
+    adopt.export(run.config, run.network, run.restore()[1].ema, run.sde, run.dataset.shape[0], directory)
+    print("exported:", directory)
+
+
+MODES: dict[str, Callable[[Run], None]] = {
+    f.__name__[1:]: f for f in (_train, _sample, _evaluate, _likelihood, _export)
+}
 MODES |= {f.__name__: f for f in (edit.inpaint, edit.colorize, edit.restore, edit.interpolate)}
 
 
-def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
+def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretrained: str = "") -> None:
     """Run a mode of an experiment.
 
     Args:
       config: the experiment.
-      mode: `train`, `sample`, `evaluate`, `likelihood`, `inpaint`, `colorize`, `restore` or `interpolate`.
+      mode: a key of `MODES`.
       workdir: where its files lie; made by `train`.
+      pretrained: a published checkpoint, a file or a directory, to start from where the workdir has no checkpoint.
 
     Raises:
       UserError: for any mistake in the arguments, in one line.
@@ -172,6 +181,6 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path) -> None:
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
     train.tune_cpu()
-    opened = Run(config, pathlib.Path(workdir))
+    opened = Run(config, pathlib.Path(workdir), pretrained)
     act(opened)
     print("report:", report.write_report(opened.workdir))

@@ -72,9 +72,7 @@ def load_diffusers(directory: str | pathlib.Path) -> Pretrained:
         over or of the wrong shape, naming it.
       FileNotFoundError: if there is no model.
     """
-    directory = pathlib.Path(directory)
-    if (directory / "unet").is_dir():
-        directory = directory / "unet"
+    directory = _model(pathlib.Path(directory))
     config = _read(directory / "config.json")
     network = _network(config)
     names = {theirs: ours for ours, theirs in _names(network, config["sample_size"]).items()}
@@ -96,7 +94,7 @@ def load_diffusers(directory: str | pathlib.Path) -> Pretrained:
         tensors["time_embedding.linear_1.kernel"] = np.roll(kernel, len(kernel) // 2, axis=0)
     size = config["sample_size"]
     params = fill(network, (size, size, config["in_channels"]), tensors, ours)
-    sde, adapter = _process(directory)
+    sde, adapter = process_of(directory)
     steps = len(np.asarray(sde.betas))
     return with_score(network, params, sde, lambda t: steps * t - 1, adapter)
 
@@ -151,6 +149,16 @@ def save_diffusers(directory: str | pathlib.Path, model: Pretrained, image_size:
     _write(directory / "unet" / "config.json", _config(network, image_size, channels))
     _write(directory / "scheduler" / "scheduler_config.json", _scheduler(sde))
     write_safetensors(directory / "unet" / WEIGHTS, tensors)
+
+
+def image_size_of(directory: pathlib.Path) -> int:
+    """The height and width of a model's images."""
+    return _read(_model(directory) / "config.json")["sample_size"]
+
+
+def _model(directory: pathlib.Path) -> pathlib.Path:
+    """That of the model in that of a pipeline."""
+    return directory / "unet" if (directory / "unet").is_dir() else directory
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -244,10 +252,10 @@ def _names(network: UNet, image_size: int) -> dict[str, str]:
     return names
 
 
-def _process(directory: pathlib.Path) -> tuple[DDPM, Any]:
-    """The chain and what the network predicts, of the scheduler beside a model."""
-    places = directory.parent / "scheduler" / "scheduler_config.json", directory / "scheduler_config.json"
-    path = next((place for place in places if place.exists()), None)
+def process_of(directory: pathlib.Path) -> tuple[DDPM, Any]:
+    """The chain and what the network predicts, of the scheduler in a pipeline or beside a model."""
+    names = "scheduler/scheduler_config.json", "../scheduler/scheduler_config.json", "scheduler_config.json"
+    path = next((directory / name for name in names if (directory / name).exists()), None)
     config = _read(path) if path else {}
     steps = config.get("num_train_timesteps", 1000)
     first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)

@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.serialization
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 from jax import Array
 
@@ -44,8 +45,7 @@ def from_score_sde(config: Mapping[str, Any], params: Mapping[str, Any]) -> Pret
     Raises:
       ValueError: for an unknown network or setting; if a tensor is missing, left over or of the wrong shape, naming it.
     """
-    tensors = traverse_util.flatten_dict(_plain(params.get("params", params)), sep="/")
-    return _build(config, {name: np.asarray(value) for name, value in tensors.items()})
+    return _build(config, _flat(params))
 
 
 def load_score_sde(path: str | pathlib.Path, config: Mapping[str, Any]) -> Pretrained:
@@ -58,18 +58,27 @@ def load_score_sde(path: str | pathlib.Path, config: Mapping[str, Any]) -> Pretr
     Raises:
       ValueError: if the file is truncated or not such a checkpoint, and as in `from_score_sde`.
     """
-    path = pathlib.Path(path)
+    return _build(config, read(pathlib.Path(path)))
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The averaged parameters in a file of either release, by their names in Flax, levels divided by `/`."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if zipped:
-        return _build(config, _torch_names(path, read_torch(path)))
+        return _torch_names(path, read_torch(path))
     try:
         state = flax.serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack's own, of many kinds, whatever the bytes.
         raise ValueError(f"{path}: not a checkpoint, or truncated ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict) or "params_ema" not in state:
         raise ValueError(f"{path}: no 'params_ema', which a checkpoint of the score-SDE code has")
-    return from_score_sde(config, state["params_ema"])
+    return _flat(state["params_ema"])
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    tensors = traverse_util.flatten_dict(_plain(params.get("params", params)), sep="/")
+    return {name: np.asarray(value) for name, value in tensors.items()}
 
 
 def _plain(tree: Any) -> Any:
@@ -77,13 +86,23 @@ def _plain(tree: Any) -> Any:
 
 
 def _build(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Pretrained:
-    name = config["model"]["name"]
-    families = {"ncsnpp": _ncsnpp, "ddpm": _ncsnpp} | dict.fromkeys(MULTIPLIERS, _ncsnv2)
-    if name not in families:
-        raise ValueError(f"config.model.name: unknown network {name!r}; there are {', '.join(families)}")
-    data = config["data"]
+    network, data = network_of(config), config["data"]
     shape = data["image_size"], data["image_size"], data.get("num_channels", 3)
-    return families[name](config, shape, tensors)
+    return with_score(network, fill_params(network, shape, tensors), *process_of(config))
+
+
+def fill_params(network: nn.Module, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray]) -> Any:
+    """The parameters of an `NCSNpp` or `NCSNv2` for images `[h, w, c]` from tensors by their names in Flax."""
+    num_down = sum(bool(re.match(r"Downsample_\d+/.*(W|weight|kernel)$", name)) for name in tensors)
+    table = NCSNPP_NAMES if isinstance(network, NCSNpp) else NCSNV2_NAMES
+
+    def ours(name: str) -> str:
+        name = re.sub(r"^(Down|Up)sample_(\d+)", lambda m: f"Resample_{int(m[2]) + num_down * (m[1] == 'Up')}", name)
+        for pattern, new in table:
+            name = re.sub(pattern, new, name)
+        return name
+
+    return fill(network, shape, tensors, ours)
 
 
 # What all published networks of NCSNpp have; ours knows nothing else.
@@ -109,9 +128,17 @@ NCSNPP_NAMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def network_of(config: Mapping[str, Any]) -> NCSNpp:
-    """The network of published settings, `config.model.name` being `ncsnpp` or `ddpm`."""
-    model, data = config["model"], config["data"]
+def network_of(config: Mapping[str, Any]) -> NCSNpp | NCSNv2:
+    """The network of published settings."""
+    model = config["model"]
+    name = model["name"]
+    if name in MULTIPLIERS:
+        ends = float(model["sigma_min"]), float(model["sigma_max"])
+        return NCSNv2(model["nf"], MULTIPLIERS[name], model["num_scales"], *ends, score_sde=True)
+    if name not in ("ncsnpp", "ddpm"):
+        raise ValueError(
+            f"config.model.name: unknown network {name!r}; there are ncsnpp, ddpm, {', '.join(MULTIPLIERS)}"
+        )
     for field, value in FIXED.items():
         if model.get(field, value) != value:
             raise ValueError(f"config.model.{field}: only {value!r} is known, got {model[field]!r}")
@@ -120,8 +147,8 @@ def network_of(config: Mapping[str, Any]) -> NCSNpp:
     options: dict[str, Any] = {"block": "ddpm", "rescale": False, "groups": 32}
     ladder: dict[str, Any] = {}
     if model["scale_by_sigma"] and not fourier:
-        ends = {"sigma_min": model.get("sigma_min", 0.01), "sigma_max": float(model["sigma_max"])}
-        ladder = {"num_levels": model["num_scales"]} | ends
+        ladder = {"num_levels": model["num_scales"], "sigma_max": float(model["sigma_max"])}
+        ladder["sigma_min"] = model.get("sigma_min", 0.01)
     if not ddpm:
         options = {
             "block": model["resblock_type"],
@@ -139,23 +166,10 @@ def network_of(config: Mapping[str, Any]) -> NCSNpp:
         model["dropout"],
         ("gaussian_fourier" if fourier else "positional") if model.get("conditional", True) else "none",
         scale_by_sigma=model["scale_by_sigma"],
-        centered=data["centered"],
+        centered=config["data"]["centered"],
         **ladder,
         **options,
     )
-
-
-def _ncsnpp(config: Mapping[str, Any], shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Pretrained:
-    network = network_of(config)
-    num_down = sum(bool(re.match(r"Downsample_\d+/.*(W|weight|kernel)$", name)) for name in tensors)
-
-    def ours(name: str) -> str:
-        name = re.sub(r"^(Down|Up)sample_(\d+)", lambda m: f"Resample_{int(m[2]) + num_down * (m[1] == 'Up')}", name)
-        for pattern, new in NCSNPP_NAMES:
-            name = re.sub(pattern, new, name)
-        return name
-
-    return with_score(network, fill(network, shape, tensors, ours), *process_of(config))
 
 
 def process_of(config: Mapping[str, Any]) -> tuple[SDE, Callable[[Array], Array], Callable[..., ScoreFn]]:
@@ -241,18 +255,3 @@ NCSNV2_NAMES: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = (
     (r"(CRP|MSF)Block_0/Conv", lambda m: f"{m[1].lower()}_convs"),
     (r"^RefineBlock_(\d+)", lambda m: f"refine{int(m[1]) + 1}"),
 )
-
-
-def _ncsnv2(config: Mapping[str, Any], shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Pretrained:
-    model = config["model"]
-    levels, sigma_min, sigma_max = model["num_scales"], float(model["sigma_min"]), float(model["sigma_max"])
-    network = NCSNv2(model["nf"], MULTIPLIERS[model["name"]], levels, sigma_min, sigma_max, score_sde=True)
-
-    def ours(name: str) -> str:
-        for pattern, new in NCSNV2_NAMES:
-            name = re.sub(pattern, new, name)
-        return name
-
-    sde = VE(sigma_min=sigma_min, sigma_max=sigma_max)
-    condition = functools.partial(level_of_time, sde, num_levels=levels)
-    return with_score(network, fill(network, shape, tensors, ours), sde, condition)
