@@ -24,6 +24,7 @@ EDGE = {
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}
+EXTRA["score_jax.tensors"] = {"json", "os", "pickle", "zipfile"}
 
 
 def layer(module):
