@@ -134,7 +134,7 @@ def test_a_pickle_runs_nothing(write, tmp_path, protocol):
         (tensor((3,), (1,), size=-1), "PyTorch file"),
         (tensor((3,), (1,), size=11), "48 bytes where 44 are expected"),
         (several(tensor((3,), (1,)), tensor((3,), (1,), kind="Int")), "'0' is read in two ways"),
-        (tensor((3,), (1,), key="../data.pkl"), r"\.\./data.pkl"),
+        (tensor((3,), (1,), key="../data.pkl"), r"\.\./data.pkl|its storages are not"),
         (tensor((3,), (1,), kind="Object"), "names 'torch.ObjectStorage'"),
         # Setting the state of an array could make its bytes pointers.
         (tensor((3,), (1,)) + several(1, several(3), text("O"), b"I00\n", text("x")) + b"b", "PyTorch file"),
