@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, edit, evaluate, lookup, report, train
+from score_jax import checkpoint, data, edit, evaluate, features, lookup, report, train
 from score_jax.build import (
     is_classifier,
     make_loss,
@@ -84,16 +84,37 @@ def _evaluate(run: Run) -> None:
     _, state = run.restore()
     if is_classifier(config):
         return _evaluate_classifier(run, state.ema)
-    generated = run.generate(state.ema, config.evaluation.num_samples)
-    table = evaluate.against_data(
-        generated,
-        [run.dataset, open_data(config, "test")],
-        centered=config.data.centered,
-        classifier=config.evaluation.classifier,
-        labels=np.arange(len(generated)) % run.classes if run.classes else None,
-    )
+    extractor = _extractor(config)  # Mistakes fail here, before the sampling.
+    generated, test = run.generate(state.ema, config.evaluation.num_samples), open_data(config, "test")
+    if extractor:
+        table = features.against_data(
+            extractor,
+            generated,
+            run.dataset,
+            test,
+            centered=config.data.centered,
+            batch_size=config.sampling.batch_size,
+            statistics=config.evaluation.statistics,
+        )
+    else:
+        table = evaluate.against_data(
+            generated,
+            [run.dataset, test],
+            centered=config.data.centered,
+            classifier=config.evaluation.classifier,
+            labels=np.arange(len(generated)) % run.classes if run.classes else None,
+        )
     (run.workdir / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
     print(evaluate.as_text(table))
+
+
+def _extractor(config: ConfigDict) -> features.Extractor | None:
+    """The network that images are compared by, if it is not by their pixels."""
+    name, field = config.evaluation.features, "config.evaluation"
+    if name == "pixels":
+        return None
+    make = lookup.find(features, name, f"{field}.features", takes="weights")
+    return lookup.call(make, config.evaluation.weights, field=f"{field}.weights")
 
 
 def _evaluate_classifier(run: Run, params: Any) -> None:

@@ -18,7 +18,7 @@ def random_state(network):
     """Every tensor at random, with signals of about unit size throughout."""
 
     def draw(name, shape):
-        if name.endswith("running_var") or len(shape) == 1 and name.endswith("weight"):
+        if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
             return RNG.uniform(0.5, 1.5, shape)
         return RNG.standard_normal(shape) * (0.3 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[1:])))
 

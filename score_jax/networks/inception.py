@@ -140,7 +140,7 @@ class Inception(nn.Module):
     * `pool`, 2,048 numbers: of FID (Heusel et al. 2017), KID, precision and recall;
     * `spatial`, 7 x 17 x 17 = 2,023 numbers: of sFID (Nash et al. 2021), the first seven channels of the block
       Mixed_6d, which are its 1x1 branch's, TensorFlow's `mixed_6/conv`;
-    * `logits`, 1,008 numbers: of the Inception score, without the classifier's bias, as published (Salimans et al. 2016).
+    * `logits`, 1,008 numbers: of the Inception score (Salimans et al. 2016), without the classifier's bias, as there.
     """
 
     @nn.compact
