@@ -110,11 +110,9 @@ def _evaluate(run: Run) -> None:
 
 def _extractor(config: ConfigDict) -> features.Extractor | None:
     """The network that images are compared by, if it is not by their pixels."""
-    name, field = config.evaluation.features, "config.evaluation"
-    if name == "pixels":
-        return None
-    make = lookup.find(features, name, f"{field}.features", takes="weights")
-    return lookup.call(make, config.evaluation.weights, field=f"{field}.weights")
+    makers = {"pixels": None, "inception": features.inception, "efficientnet_lite0": features.efficientnet_lite0}
+    make = lookup.choose(makers, config.evaluation.features, "config.evaluation.features")
+    return make and lookup.call(make, config.evaluation.weights, field="config.evaluation.weights")
 
 
 def _evaluate_classifier(run: Run, params: Any) -> None:
