@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.spatial
+import scipy.special
 
 from score_jax import evaluate, metrics
 
@@ -104,3 +105,25 @@ def test_bad_input():
         metrics.frechet_distance(np.ones((5, 3)), np.ones((5, 2)))
     with pytest.raises(ValueError, match="differ in d"):
         metrics.frechet_distance_of_gaussians(np.ones(3), np.eye(3), np.ones(2), np.eye(2))
+
+
+@pytest.mark.torch
+def test_torch_fidelity():
+    """Its functions of features, on random ones."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
+
+    a, b = RNG.standard_normal((300, 8)) @ RNG.standard_normal((8, 8)), RNG.standard_normal((400, 8)) + 1
+    ours, theirs = ({"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (a, b))
+    expected = metric_fid.fid_statistics_to_metric(ours, theirs, False)[metric_fid.KEY_METRIC_FID]
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    whole = {"kid_subsets": 2, "kid_subset_size": 300, "verbose": False}
+    expected = metric_kid.kid_features_to_metric(torch.tensor(a), torch.tensor(b[:300]), **whole)
+    found = metrics.kernel_distance_of_subsets(a, b[:300], num_subsets=2, subset_size=300)
+    assert found == pytest.approx(tuple(expected.values()), rel=1e-6, abs=1e-9)
+    expected = metric_prc.prc_features_to_metric(torch.tensor(b), torch.tensor(a), verbose=False)
+    assert metrics.precision_recall(a, b) == pytest.approx(tuple(expected.values())[:2])
+    p = scipy.special.softmax(a, axis=1)
+    expected = metric_isc.isc_features_to_metric(torch.tensor(a), splits=10, shuffle=False)
+    assert metrics.classifier_score_of_splits(p) == pytest.approx(tuple(expected.values()), rel=1e-6)
