@@ -87,11 +87,13 @@ def _evaluate(run: Run) -> None:
     extractor = _extractor(config)  # Mistakes fail here, before the sampling.
     generated, test = run.generate(state.ema, config.evaluation.num_samples), open_data(config, "test")
     if extractor:
-        table = features.against_data(
+        table = lookup.call(
+            features.against_data,
             extractor,
             generated,
             run.dataset,
             test,
+            field="config.evaluation.statistics",
             centered=config.data.centered,
             batch_size=config.sampling.batch_size,
             statistics=config.evaluation.statistics,

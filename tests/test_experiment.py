@@ -104,6 +104,10 @@ def test_evaluating_by_features(trained, tmp_path, monkeypatch):
     with np.load(tmp_path / "digits.npz") as file:
         expected = digits.read(np.arange(digits.size))[0].mean(axis=(0, 2, 3))
         np.testing.assert_allclose(file["mu"], np.repeat(expected, 3), rtol=1e-4)
+    np.savez(tmp_path / "other.npz", mu=np.zeros(5), sigma=np.eye(5))
+    config.evaluation.statistics = str(tmp_path / "other.npz")
+    with pytest.raises(UserError, match=r"config\.evaluation\.statistics: .*differ in d: \(5,\), \(24,\)"):
+        experiment.run(config, "evaluate", trained)
     config.evaluation.features = "inceptionv3"
     with pytest.raises(UserError, match=r"config\.evaluation\.features: .*'inceptionv3'; did you mean 'inception'"):
         experiment.run(config, "evaluate", trained)
