@@ -70,7 +70,14 @@ def base() -> ConfigDict:
             ),
             evaluation=dict(
                 num_samples=512,
-                classifier=False,
+                # What images are compared by: 'pixels', 'inception', which gives FID, KID and so on as published, or
+                # 'efficientnet_lite0' (score_jax.features).
+                features="pixels",
+                weights="",  # of that network, a path or URL: pytorch-fid's file; '': those of its package
+                # An .npz of the training images' statistics, pytorch-fid's say: it is read, or made if it is missing.
+                # Where it is read there is neither KID nor precision and recall.
+                statistics="",
+                classifier=False,  # with pixels: scores by a logistic regression on the labels, too
                 # Of test images: the probability flow's, with one probe (score_jax.likelihood); with dequantizer_steps
                 # a variational dequantizer is fitted first.
                 likelihood=dict(

@@ -111,8 +111,9 @@ def against_data(
 
 def as_text(table: dict[str, dict[str, float]]) -> str:
     """The table of `compare`, one line a metric."""
-    rows = [f"{name:28}{row['generated']:12.5g}{row['real']:12.5g}" for name, row in table.items()]
-    return "\n".join([f"{'':28}{'generated':>12}{'real':>12}", *rows])
+    width = max(28, *map(len, table))
+    rows = [f"{name:{width}}{row['generated']:12.5g}{row['real']:12.5g}" for name, row in table.items()]
+    return "\n".join([f"{'':{width}}{'generated':>12}{'real':>12}", *rows])
 
 
 def logistic_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import adopt, checkpoint, data, edit, evaluate, lookup, report, train
+from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, train
 from score_jax.build import (
     is_classifier,
     make_loss,
@@ -84,16 +84,37 @@ def _evaluate(run: Run) -> None:
     _, state = run.restore()
     if is_classifier(config):
         return _evaluate_classifier(run, state.ema)
+    extractor, test = _extractor(config), open_data(config, "test")  # Mistakes fail here, before the sampling.
     generated = run.generate(state.ema, config.evaluation.num_samples)
-    table = evaluate.against_data(
-        generated,
-        [run.dataset, open_data(config, "test")],
-        centered=config.data.centered,
-        classifier=config.evaluation.classifier,
-        labels=np.arange(len(generated)) % run.classes if run.classes else None,
-    )
+    if extractor:
+        table = lookup.call(
+            features.against_data,
+            extractor,
+            generated,
+            run.dataset,
+            test,
+            field="config.evaluation.statistics",
+            centered=config.data.centered,
+            batch_size=config.sampling.batch_size,
+            statistics=config.evaluation.statistics,
+        )
+    else:
+        table = evaluate.against_data(
+            generated,
+            [run.dataset, test],
+            centered=config.data.centered,
+            classifier=config.evaluation.classifier,
+            labels=np.arange(len(generated)) % run.classes if run.classes else None,
+        )
     (run.workdir / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
     print(evaluate.as_text(table))
+
+
+def _extractor(config: ConfigDict) -> features.Extractor | None:
+    """The network that images are compared by, if it is not by their pixels."""
+    makers = {"pixels": None, "inception": features.inception, "efficientnet_lite0": features.efficientnet_lite0}
+    make = lookup.choose(makers, config.evaluation.features, "config.evaluation.features")
+    return make and lookup.call(make, config.evaluation.weights, field="config.evaluation.weights")
 
 
 def _evaluate_classifier(run: Run, params: Any) -> None:

@@ -4,30 +4,52 @@ With the empirical means m and covariances C of two sets of features:
 
     Frechet = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))             (1)
 
-(Heusel et al. 2017, called FID only where the features are Inception's);
+(Heusel et al. 2017, called FID only where the features are Inception's, and sFID where they are those of
+`Features.spatial`, Nash et al. 2021);
 
     KID = MMD^2 with the kernel (x . y / d + 1)^3, unbiased                 (2)
 
-(Binkowski et al. 2018); precision, the share of generated points inside the real manifold, and
-recall, the share of real points inside the generated one, a manifold being the union of balls to
-the k-th nearest neighbours (Kynkaanniemi et al. 2019); the sliced Wasserstein-2 distance (Bonneel
-et al. 2015); and the Inception score exp E KL(p(y|x) || p(y)) of any classifier (Salimans et al. 2016).
+(Binkowski et al. 2018), as published the mean over random subsets; precision, the share of generated
+points inside the real manifold, and recall, the share of real points inside the generated one, a manifold
+being the union of balls to the k-th nearest neighbours (Kynkaanniemi et al. 2019); the sliced
+Wasserstein-2 distance (Bonneel et al. 2015); and the Inception score exp E KL(p(y|x) || p(y)) of any
+classifier (Salimans et al. 2016), as published the mean over ten parts.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["classifier_score", "frechet_distance", "kernel_distance", "precision_recall", "sliced_wasserstein"]
+__all__ = [
+    "classifier_score",
+    "classifier_score_of_splits",
+    "frechet_distance",
+    "frechet_distance_of_gaussians",
+    "kernel_distance",
+    "kernel_distance_of_subsets",
+    "precision_recall",
+    "sliced_wasserstein",
+]
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The squared Frechet distance of Gaussians fitted to `a [n, d]` and `b [m, d]` (Eq. 1)."""
     a, b = _features(a, b)
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    return frechet_distance_of_gaussians(a.mean(0), cov_a, b.mean(0), cov_b)
+
+
+def frechet_distance_of_gaussians(
+    mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray
+) -> float:
+    """The squared Frechet distance of two Gaussians with means `[d]` and covariances `[d, d]` (Eq. 1)."""
+    if not np.shape(cov_a) == np.shape(cov_b) == 2 * np.shape(mean_a) == 2 * np.shape(mean_b):
+        raise ValueError(f"two means [d] and covariances [d, d] differ in d: {np.shape(mean_a)}, {np.shape(mean_b)}")
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     # tr (C_a C_b)^(1/2) = tr (root C_b root)^(1/2), and that matrix is symmetric.
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -44,14 +66,33 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
 
+def kernel_distance_of_subsets(
+    a: np.ndarray, b: np.ndarray, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The mean of `kernel_distance` over random subsets of both, as KID is published, and its standard deviation."""
+    rng, size = np.random.default_rng(seed), min(subset_size, len(a), len(b))
+    pairs = ([x[rng.choice(len(x), size, replace=False)] for x in (a, b)] for _ in range(num_subsets))
+    values = [kernel_distance(*pair) for pair in pairs]
+    return float(np.mean(values)), float(np.std(values))
+
+
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall, from `[n, d]` features and balls to the k-th neighbour."""
+    """Improved precision and recall, from `[n, d]` features and balls to the k-th neighbour.
+
+    The distances are taken a block of points at a time.
+    """
     real, generated = _features(real, generated)
 
-    def covered(points: np.ndarray, centres: np.ndarray) -> float:
+    def radii(centres: np.ndarray) -> np.ndarray:
         # Column 0 of the sorted distances is the point itself.
-        radii = np.sort(_square_distances(centres, centres), axis=1)[:, min(k, len(centres) - 1)]
-        return float(np.mean((_square_distances(points, centres) <= radii[None]).any(axis=1)))
+        nearest = min(k, len(centres) - 1)
+        return np.concatenate(
+            [np.partition(d, nearest, axis=1)[:, nearest] for d in _square_distances(centres, centres)]
+        )
+
+    def covered(points: np.ndarray, centres: np.ndarray) -> float:
+        within = radii(centres)[None]
+        return float(np.concatenate([(d <= within).any(axis=1) for d in _square_distances(points, centres)]).mean())
 
     return covered(generated, real), covered(real, generated)
 
@@ -73,6 +114,12 @@ def classifier_score(probabilities: np.ndarray) -> float:
     return float(np.exp(np.mean(np.sum(p * (np.log(p + tiny) - np.log(p.mean(0) + tiny)), axis=1))))
 
 
+def classifier_score_of_splits(probabilities: np.ndarray, *, num_splits: int = 10) -> tuple[float, float]:
+    """The mean of `classifier_score` over consecutive parts, as the Inception score is published, and its deviation."""
+    scores = [classifier_score(part) for part in np.array_split(probabilities, num_splits)]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
 def _features(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
@@ -80,6 +127,8 @@ def _features(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.maximum(square, 0)
+def _square_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of the matrix `[n, m]`, 64 MB at a time."""
+    squares = (b**2).sum(1)[None]
+    for part in np.split(a, range(0, len(a), max(2**23 // len(b), 1))[1:]):
+        yield np.maximum((part**2).sum(1)[:, None] + squares - 2 * part @ b.T, 0)

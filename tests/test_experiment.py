@@ -16,8 +16,9 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from test_data import write_cifar
 
-from score_jax import checkpoint, data, experiment, train
+from score_jax import checkpoint, data, experiment, features, train
 from score_jax.errors import UserError
+from score_jax.networks.inception import Features
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "base")
@@ -80,6 +81,39 @@ def test_sampling_and_evaluating_use_the_checkpoint(trained, capsys):
     assert table["frechet_distance_pixels"]["generated"] > table["frechet_distance_pixels"]["real"] > 0
     assert "real against real" in (trained / "report.html").read_text()
     assert "classifier_score" in capsys.readouterr().out
+
+
+def test_evaluating_by_features(trained, tmp_path, monkeypatch):
+    """From a config's fields to a table; the network of features is a stand-in."""
+
+    @jax.jit
+    def means(x):
+        rows = x.mean(axis=2).reshape(len(x), -1)
+        return Features(rows, rows)
+
+    toy = features.Extractor("efficientnet_lite0", means)
+    monkeypatch.setattr(features, "efficientnet_lite0", lambda weights: toy)
+    config = tiny()
+    config.evaluation.update(features="efficientnet_lite0", statistics=str(tmp_path / "digits.npz"))
+    experiment.run(config, "evaluate", trained)
+    table = json.loads((trained / "evaluation.json").read_text())
+    assert table["num_samples"] == {"generated": 8, "real": 8}
+    row = table["frechet_distance_efficientnet_lite0"]
+    assert row["generated"] > row["real"] > 0
+    digits = data.load("digits", "train")
+    with np.load(tmp_path / "digits.npz") as file:
+        expected = digits.read(np.arange(digits.size))[0].mean(axis=(0, 2, 3))
+        np.testing.assert_allclose(file["mu"], np.repeat(expected, 3), rtol=1e-4)
+    np.savez(tmp_path / "other.npz", mu=np.zeros(5), sigma=np.eye(5))
+    config.evaluation.statistics = str(tmp_path / "other.npz")
+    with pytest.raises(UserError, match=r"config\.evaluation\.statistics: .*differ in d: \(5,\), \(24,\)"):
+        experiment.run(config, "evaluate", trained)
+    config.evaluation.features = "inceptionv3"
+    with pytest.raises(UserError, match=r"config\.evaluation\.features: .*'inceptionv3'; did you mean 'inception'"):
+        experiment.run(config, "evaluate", trained)
+    config.evaluation.features = "inception"
+    with pytest.raises(UserError, match=r"config\.evaluation\.weights: inception needs weights"):
+        experiment.run(config, "evaluate", trained)
 
 
 def test_a_learned_grid_is_of_the_network(tmp_path):

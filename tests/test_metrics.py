@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
+import scipy.special
 
 from score_jax import evaluate, metrics
 
@@ -48,6 +50,28 @@ def test_precision_and_recall_see_fidelity_and_coverage():
     assert metrics.precision_recall(real, half + 100) == (0, 0)
 
 
+def test_precision_and_recall_take_blocks_of_points():
+    """More points than a block holds: the definition, by all distances at once."""
+    real, generated = RNG.standard_normal((3000, 3)), 0.8 * RNG.standard_normal((3100, 3)) + 0.5
+
+    def covered(points, centres):
+        radii = np.sort(scipy.spatial.distance.cdist(centres, centres), axis=1)[:, 3]
+        return np.mean((scipy.spatial.distance.cdist(points, centres) <= radii[None]).any(axis=1))
+
+    found = metrics.precision_recall(real, generated)
+    assert found == pytest.approx((covered(generated, real), covered(real, generated)), abs=1e-3)
+
+
+def test_kernel_distance_of_subsets():
+    """100 subsets of 50 of 2,000: their mean is that of all within 4 standard errors; all of 50 give that of the 50."""
+    a, b = RNG.standard_normal((2000, 3)), RNG.standard_normal((2000, 3)) + 0.5
+    mean, deviation = metrics.kernel_distance_of_subsets(a, b, subset_size=50)
+    assert mean == pytest.approx(metrics.kernel_distance(a, b), abs=4 * deviation / 10)
+    assert deviation > 0
+    whole = metrics.kernel_distance_of_subsets(a[:50], b[:50], num_subsets=3)
+    assert whole == pytest.approx((metrics.kernel_distance(a[:50], b[:50]), 0))
+
+
 def test_sliced_wasserstein_of_a_shift():
     """A shift by v moves each projection by v . u, with mean square |v|^2 / d: within 3 %, 4,000 projections."""
     a = RNG.standard_normal((50, 3))
@@ -59,6 +83,12 @@ def test_sliced_wasserstein_of_a_shift():
 def test_classifier_score_is_the_number_of_classes_it_is_sure_of():
     assert metrics.classifier_score(np.eye(10)) == pytest.approx(10)
     assert metrics.classifier_score(np.full((5, 10), 0.1)) == pytest.approx(1)
+
+
+def test_classifier_score_of_splits():
+    """Two parts of three images: one sure of three classes, the other of one."""
+    p = np.eye(3)[[0, 1, 2, 1, 1, 1]]
+    assert metrics.classifier_score_of_splits(p, num_splits=2) == pytest.approx((2, 1))
 
 
 def test_compare_puts_the_floor_beside():
@@ -73,3 +103,27 @@ def test_compare_puts_the_floor_beside():
 def test_bad_input():
     with pytest.raises(ValueError, match="n, m >= 2"):
         metrics.frechet_distance(np.ones((5, 3)), np.ones((5, 2)))
+    with pytest.raises(ValueError, match="differ in d"):
+        metrics.frechet_distance_of_gaussians(np.ones(3), np.eye(3), np.ones(2), np.eye(2))
+
+
+@pytest.mark.torch
+def test_torch_fidelity():
+    """Its functions of features, on random ones."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
+
+    a, b = RNG.standard_normal((300, 8)) @ RNG.standard_normal((8, 8)), RNG.standard_normal((400, 8)) + 1
+    ours, theirs = ({"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (a, b))
+    expected = metric_fid.fid_statistics_to_metric(ours, theirs, False)[metric_fid.KEY_METRIC_FID]
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    whole = {"kid_subsets": 2, "kid_subset_size": 300, "verbose": False}
+    expected = metric_kid.kid_features_to_metric(torch.tensor(a), torch.tensor(b[:300]), **whole)
+    found = metrics.kernel_distance_of_subsets(a, b[:300], num_subsets=2, subset_size=300)
+    assert found == pytest.approx(tuple(expected.values()), rel=1e-6, abs=1e-9)
+    expected = metric_prc.prc_features_to_metric(torch.tensor(b), torch.tensor(a), verbose=False)
+    assert metrics.precision_recall(a, b) == pytest.approx(tuple(expected.values())[:2])
+    p = scipy.special.softmax(a, axis=1)
+    expected = metric_isc.isc_features_to_metric(torch.tensor(a), splits=10, shuffle=False)
+    assert metrics.classifier_score_of_splits(p) == pytest.approx(tuple(expected.values()), rel=1e-6)

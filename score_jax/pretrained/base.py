@@ -14,7 +14,7 @@ from jax import Array
 from score_jax.parameterization import from_score
 from score_jax.sde import SDE, ScoreFn
 
-__all__ = ["Pretrained", "fill", "with_score"]
+__all__ = ["Pretrained", "fill", "images", "with_score"]
 
 
 class Pretrained(NamedTuple):
@@ -48,15 +48,20 @@ def with_score(
     return Pretrained(network, params, sde, adapter(sde, net))
 
 
+def images(*shape: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """An image `[h, w, c]` and its conditioning value."""
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+
+
 def fill(
-    network: nn.Module, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], ours: Callable[[str], str]
+    network: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, np.ndarray], ours: Callable[[str], str]
 ) -> Any:
-    """The parameters of a network of images `[h, w, c]` from tensors by their published names.
+    """The parameters of a network from tensors by their published names.
 
     Args:
       network: the Linen module.
-      shape: of an image.
-      tensors: by name; convolutions HWIO.
+      inputs: what it is called with, as in `images`.
+      tensors: by name, their axes in our order.
       ours: translates a name.  In names separators do not matter, in shapes axes of length one.
 
     Raises:
@@ -66,8 +71,7 @@ def fill(
     def key(name: str) -> str:
         return re.sub(r"\W", "_", name)
 
-    x = jnp.zeros((1, *shape))
-    template = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))["params"])
+    template = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"])
     published = {key(ours(name)): name for name in tensors}
     params = {}
     for path, leaf in template.items():

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from score_jax.networks import UNet
 from score_jax.parameterization import from_denoiser, from_noise, from_velocity
-from score_jax.pretrained.base import Pretrained, fill, with_score
+from score_jax.pretrained.base import Pretrained, fill, images, with_score
 from score_jax.sde import DDPM
 from score_jax.tensors import read_safetensors, write_safetensors
 
@@ -93,7 +93,7 @@ def load_diffusers(directory: str | pathlib.Path) -> Pretrained:
         kernel = tensors.get("time_embedding.linear_1.kernel", np.zeros((0, 0)))
         tensors["time_embedding.linear_1.kernel"] = np.roll(kernel, len(kernel) // 2, axis=0)
     size = config["sample_size"]
-    params = fill(network, (size, size, config["in_channels"]), tensors, ours)
+    params = fill(network, images(size, size, config["in_channels"]), tensors, ours)
     sde, adapter = process_of(directory)
     steps = len(np.asarray(sde.betas))
     return with_score(network, params, sde, lambda t: steps * t - 1, adapter)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from score_jax.networks import NCSN, NCSNv2
-from score_jax.pretrained.base import Pretrained, fill, with_score
+from score_jax.pretrained.base import Pretrained, fill, images, with_score
 from score_jax.sde import VE
 from score_jax.timesteps import level_of_time
 
@@ -60,4 +60,4 @@ def from_ncsn(params: Mapping[str, Any]) -> Pretrained:
     channels_in = tensors["begin_conv.weight"].shape[1]
     tensors = {name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value for name, value in tensors.items()}
     condition = functools.partial(level_of_time, sde, num_levels=levels)
-    return with_score(network, fill(network, (32, 32, channels_in), tensors, ours), sde, condition)
+    return with_score(network, fill(network, images(32, 32, channels_in), tensors, ours), sde, condition)

@@ -24,7 +24,7 @@ from jax import Array
 
 from score_jax.networks import NCSNpp, NCSNv2
 from score_jax.parameterization import from_noise, from_score
-from score_jax.pretrained.base import Pretrained, fill, with_score
+from score_jax.pretrained.base import Pretrained, fill, images, with_score
 from score_jax.sde import DDPM, SDE, VE, VP, ScoreFn, SubVP
 from score_jax.tensors import read_torch
 from score_jax.timesteps import level_of_time
@@ -102,7 +102,7 @@ def fill_params(network: nn.Module, shape: tuple[int, ...], tensors: Mapping[str
             name = re.sub(pattern, new, name)
         return name
 
-    return fill(network, shape, tensors, ours)
+    return fill(network, images(*shape), tensors, ours)
 
 
 # What all published networks of NCSNpp have; ours knows nothing else.

