@@ -115,6 +115,7 @@ def test_into_diffusers_and_back(tmp_path):
     np.testing.assert_allclose(again.sde.betas, betas, rtol=1e-6)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("flip", [False, True])
 def test_diffusers_itself_computes_the_same(tmp_path, flip):
     """A random network of ours in diffusers, and one with the library's defaults here."""
