@@ -96,7 +96,7 @@ def base() -> ConfigDict:
 
 def unet(**fields) -> dict:
     """A U-Net, unconditional and told the time."""
-    return dict(name="UNet", embedding="positional", num_classes=0, **fields)
+    return dict(name="UNet", embedding="positional", num_classes=0, dtype="float32", remat=False, **fields)
 
 
 def ladder(
@@ -182,7 +182,7 @@ def ncsnpp(network: str, **fields) -> dict:
     if network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; there are {', '.join(NETWORKS)}")
     shared = dict(name="NCSNpp", features=128, multipliers=(1, 2, 2, 2), attention_at=(16,), dropout=0.1, num_classes=0)
-    return shared | dict(embedding="positional") | NETWORKS[network] | fields
+    return shared | dict(embedding="positional", dtype="float32", remat=False) | NETWORKS[network] | fields
 
 
 def score_sde(data: str, image_size: int, network: dict, *, deep: bool = False, **sde) -> ConfigDict:

@@ -41,8 +41,8 @@ def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
             "score_jax.pretrained.load_diffusers in Python"
         )
     config = copy.deepcopy(config)
-    fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(networks.UNet) if f.name != "dtype"}
-    config.network = {"name": "UNet"} | {k: v for k, v in fields.items() if k not in ("parent", "name")}
+    fields = [f.name for f in dataclasses.fields(networks.UNet) if f.name not in ("parent", "name")]
+    config.network = {"name": "UNet"} | {name: getattr(network, name) for name in fields}
     config.sde = {"name": "DDPM"}
     config.conditioning = "step"
     config.parameterization = {"name": diffusers.process_of(path)[1].__name__}

@@ -9,8 +9,6 @@ knows, c, as adaptive layer normalisation (adaLN-zero),
 where a, b and g are dense in c and start at zero, so that a fresh block is the identity.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -67,7 +65,7 @@ class DiT(nn.Module):
     patch: int = 2
     embedding: str = "transformer"
     num_classes: int = 0
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
     remat: bool = False
 
     @nn.compact

@@ -86,7 +86,7 @@ class NCSNpp(nn.Module):
     sigma_max: float = 50.0
     centered: bool = True
     groups: int = 0
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
     remat: bool = False
 
     @nn.compact

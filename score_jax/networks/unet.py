@@ -70,7 +70,7 @@ class UNet(nn.Module):
     head_channels: int = 0
     groups: int = 0
     epsilon: float = 1e-6
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
     remat: bool = False
 
     @nn.compact
