@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-__all__ = ["open_manager", "restore", "save"]
+from score_jax.errors import UserError
+
+__all__ = ["open_manager", "restore", "restore_newest", "save"]
 
 
 def open_manager(directory: pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
@@ -21,6 +23,35 @@ def open_manager(directory: pathlib.Path, *, keep: int = 2) -> ocp.CheckpointMan
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict[str, Any]) -> None:
     """Save a pytree of arrays and the JSON-like state of a data iterator under a step."""
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)))
+
+
+def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """Read the newest step that can be read; a damaged one is set aside, under another name, and that is printed.
+
+    Returns:
+      The step and what `restore` gives, or None if there is none.
+
+    Raises:
+      UserError: if there are steps and none can be read.
+    """
+    damaged: dict[int, Exception] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            found = step, *restore(manager, step, like)
+        except Exception as error:  # Orbax's, of many kinds, by what is damaged.
+            damaged[step] = error
+            continue
+        for bad, why in damaged.items():
+            path = pathlib.Path(manager.directory) / str(bad)
+            path.rename(path.with_name(f"{bad}.damaged"))
+            reason = str(why).splitlines()[0]
+            print(f"the checkpoint of step {bad} is damaged ({reason}): set aside, going back to step {step}")
+        manager.reload()
+        return found
+    for step, why in damaged.items():  # The newest.
+        where = pathlib.Path(manager.directory) / str(step)
+        raise UserError(f"the checkpoint of step {step} in {where} cannot be read, nor any before: {why}") from why
+    return None
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict[str, Any]]:

@@ -124,12 +124,11 @@ class Run:
     def restore(self) -> tuple[int, train.TrainState]:
         """The newest checkpoint's step and state."""
         with checkpoint.open_manager(self.workdir / "checkpoints") as manager:
-            step = manager.latest_step()
-            if step is None and self.pretrained:
-                return 0, self.first_state()
-            if step is None:
-                raise UserError(f"{self.workdir} has no checkpoint: train first, with --mode=train")
-            return step, checkpoint.restore(manager, step, self.state)[0]
+            if found := checkpoint.restore_newest(manager, self.state):
+                return found[:2]
+        if self.pretrained:
+            return 0, self.first_state()
+        raise UserError(f"{self.workdir} has no checkpoint: train first, with --mode=train")
 
     def grid(self, params: Any) -> Array:
         """The times that sampling walks, `[num_steps + 1]`; where they are learned, from 64 paths."""

@@ -25,12 +25,23 @@ from score_jax.build import (
 )
 from score_jax.context import Run
 from score_jax.errors import UserError
-from score_jax.workdir import MetricLog
+from score_jax.workdir import MetricLog, sole_writer, termination
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
 
 def _train(run: Run) -> None:
+    with sole_writer(run.workdir), termination() as stopped:
+        state = _fit(run, stopped)
+    if int(state.step) < run.config.training.num_steps:
+        print(f"stopped at step {state.step}; the same command goes on from there")
+    elif is_classifier(run.config):
+        _evaluate_classifier(run, state.ema)
+    else:
+        run.write_samples(int(state.step), state.ema)
+
+
+def _fit(run: Run, stopped: Callable[[], bool]) -> train.TrainState:
     config = run.config
     num_steps = config.training.num_steps
 
@@ -40,9 +51,9 @@ def _train(run: Run) -> None:
 
     batches = data.batches(run.dataset, config.training.batch_size, seed=config.seed, transform=transform)
     with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
-        start = manager.latest_step() or 0
-        if start:
-            state, position = checkpoint.restore(manager, start, run.state)
+        start = 0
+        if found := checkpoint.restore_newest(manager, run.state):
+            start, state, position = found
             batches.set_state(position)
             print(f"resuming {run.workdir} at step {start}")
         else:
@@ -52,7 +63,7 @@ def _train(run: Run) -> None:
         )
         with MetricLog(run.workdir, start=start, num_steps=num_steps) as log:
             try:
-                state = train.fit(
+                return train.fit(
                     step_fn,
                     state,
                     run.key_train,
@@ -62,16 +73,13 @@ def _train(run: Run) -> None:
                     checkpoint_every=config.training.checkpoint_every,
                     log=log,
                     save=lambda step, state: checkpoint.save(manager, step, state, batches.get_state()),
+                    stopped=stopped,
                 )
             except UserError as error:
                 manager.wait_until_finished()
                 kept = manager.latest_step()
                 kept = f"the checkpoint of step {kept} is kept" if kept else "there is no checkpoint yet"
                 raise UserError(f"{error}; {kept}; try a lower config.training.learning_rate") from error
-    if is_classifier(config):
-        _evaluate_classifier(run, state.ema)
-    else:
-        run.write_samples(int(state.step), state.ema)
 
 
 def _sample(run: Run) -> None:

@@ -130,8 +130,9 @@ def fit(
     checkpoint_every: int,
     log: Callable[[int, dict[str, float]], None],
     save: Callable[[int, TrainState], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-    """Train up to `num_steps`, from wherever `state` stands.
+    """Train up to `num_steps`, from wherever `state` stands, or until it is stopped.
 
     The host waits for the device only where it logs or saves; the metrics logged are means over
     the steps since.
@@ -146,6 +147,7 @@ def fit(
       checkpoint_every: steps between calls of `save`, which is called after the last step, too.
       log: `log(step, metrics)`.
       save: `save(step, state)`.
+      stopped: asked after every step; once it is true the state is saved and training ends.
 
     Raises:
       UserError: when the loss or the gradient is not finite; nothing is saved from then on.
@@ -157,7 +159,8 @@ def fit(
         # Sums stay on the device, and one that is not finite remains so.
         total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
         count += 1
-        saves = step % checkpoint_every == 0 or step == num_steps
+        stopping = stopped()
+        saves = step % checkpoint_every == 0 or step == num_steps or stopping
         if not (saves or step % log_every == 0):
             continue
         means = {name: float(value) / count for name, value in jax.device_get(total).items()}
@@ -167,5 +170,7 @@ def fit(
         log(step, {**means, "steps_per_second": count / (time.perf_counter() - since)})
         if saves:
             save(step, state)
+        if stopping:
+            break
         total, count, since = None, 0, time.perf_counter()
     return state

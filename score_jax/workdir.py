@@ -3,10 +3,14 @@
 config.yaml  checkpoints/<step>/  metrics.jsonl  samples/{step,inpaint,...}_<N>.{png,npz}  report.html
 """
 
+import contextlib
+import fcntl
 import json
 import pathlib
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,7 @@ from tqdm import tqdm
 from score_jax import data, report
 from score_jax.errors import UserError
 
-__all__ = ["MetricLog", "open_workdir", "save_edits", "save_samples"]
+__all__ = ["MetricLog", "open_workdir", "save_edits", "save_samples", "sole_writer", "termination"]
 
 # What may differ when a run goes on or is sampled from: none of it changes the steps already taken.
 FREE = (
@@ -58,6 +62,35 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path} is not empty and has no config.yaml: choose another --workdir")
     (path / "samples").mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+@contextlib.contextmanager
+def sole_writer(path: pathlib.Path) -> Iterator[None]:
+    """While it lasts no other process may train in the directory.
+
+    Raises:
+      UserError: if one does.
+    """
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path} is in training by another process: wait, or choose another --workdir") from error
+        yield
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[Callable[[], bool]]:
+    """Tells whether the process was asked to end (SIGTERM, as schedulers do), which does not end it meanwhile."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told.is_set  # Signals are the main thread's.
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
