@@ -32,9 +32,12 @@ def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
         raise UserError(f"--pretrained: there is no {path}")
     if not path.is_dir():
         return config
-    model = _told(pretrained.load_diffusers, path)
-    network, betas = model.network, np.asarray(model.sde.betas)
-    default = np.asarray(DDPM().betas)
+    if config.sde.name != "DDPM":
+        raise UserError(f"--pretrained: {path} is on DDPM's chain, the config on {config.sde.name}: take ddpm_cifar")
+    settings = _told(diffusers.read_config, path)
+    network = _told(diffusers.network_of, settings)
+    sde, adapter = _told(diffusers.process_of, path)
+    betas, default = np.asarray(sde.betas), np.asarray(DDPM().betas)
     if betas.shape != default.shape or not np.allclose(betas, default, rtol=1e-4):
         raise UserError(
             f"--pretrained: {path} has a chain other than the default of DDPM, which a config cannot name: use "
@@ -43,10 +46,9 @@ def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
     config = copy.deepcopy(config)
     fields = [f.name for f in dataclasses.fields(networks.UNet) if f.name not in ("parent", "name")]
     config.network = {"name": "UNet"} | {name: getattr(network, name) for name in fields}
-    config.sde = {"name": "DDPM"}
     config.conditioning = "step"
-    config.parameterization = {"name": diffusers.process_of(path)[1].__name__}
-    config.data.image_size = diffusers.image_size_of(path)
+    config.parameterization = {"name": adapter.__name__}
+    config.data.image_size = settings["sample_size"]
     config.data.centered = True
     print(f"{path}: a UNet on DDPM's chain, for images of {config.data.image_size} pixels")
     return config
@@ -54,6 +56,8 @@ def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
 
 def load_params(path: pathlib.Path, network: nn.Module, shape: tuple[int, ...]) -> Any:
     """The parameters of a network for images `[h, w, c]`.
+
+    A file has no settings: what no shape shows, `taps` and `rescale` and the process, is taken from the config.
 
     Raises:
       UserError: if the file is not a checkpoint of that network, naming the tensor that does not fit.
@@ -68,11 +72,22 @@ def load_params(path: pathlib.Path, network: nn.Module, shape: tuple[int, ...]) 
         return _told(lambda: score_sde.fill_params(network, shape, score_sde.read(path)))
     if not isinstance(network, networks.NCSN | networks.NCSNv2):
         raise UserError(f"--pretrained: no published file is of a {type(network).__name__}; a directory can be of one")
-    # The releases save a list: the state of the network, that of the optimiser, and more.
+    # The releases save a list: the network, the optimiser, two counters, and NCSNv2's the average of what is trained.
     content = _told(tensors.read_torch, path)
-    model = _told(pretrained.from_ncsn, content[0] if isinstance(content, list | tuple) else content)
-    if model.network != network:
-        raise UserError(f"--pretrained: {path} holds {_fields(model.network)}, the config names {_fields(network)}")
+    content = [content] if isinstance(content, dict) else content
+    if not isinstance(content, list | tuple) or not all(isinstance(c, dict) for c in (*content[:1], *content[4:])):
+        raise UserError(f"--pretrained: {path} holds no tensors by their names")
+    if not content:
+        raise UserError(f"--pretrained: {path} is empty")
+    state = {name.removeprefix("module."): value for name, value in content[0].items()}
+    model = _told(pretrained.from_ncsn, state | (content[4] if len(content) > 4 else {}))
+    for field in ("features", "multipliers", "num_levels", "sigma_min", "sigma_max"):
+        ours, theirs = (getattr(n, field, None) for n in (network, model.network))
+        if type(model.network) is not type(network) or not np.allclose(ours or 0, theirs or 0, rtol=1e-4):
+            raise UserError(
+                f"--pretrained: {path} is of a {type(model.network).__name__} with {field}={theirs}, the config "
+                f"names a {type(network).__name__} with {ours}"
+            )
     return model.params
 
 
@@ -95,6 +110,8 @@ def export(
     Raises:
       UserError: for what diffusers does not have, in one line.
     """
+    if not config.data.centered:
+        raise UserError("--mode=export: diffusers has images in [-1, 1], this run config.data.centered=False")
     if config.parameterization.name != "from_noise" or config.conditioning != "step":
         raise UserError(
             "--mode=export writes networks with config.parameterization.name='from_noise' and config.conditioning="
@@ -110,7 +127,3 @@ def _told(fn: Callable, *args: Any) -> Any:
         return fn(*args)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-
-
-def _fields(network: nn.Module) -> str:
-    return " ".join(repr(network).split())

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from score_jax import data, guidance, lookup, losses, networks, parameterization, samplers, timesteps, train
 from score_jax import sde as sde_module
 from score_jax.errors import UserError
-from score_jax.sde import SDE, ScoreFn
+from score_jax.sde import DDPM, SDE, ScoreFn
 
 __all__ = [
     "is_classifier",
@@ -40,12 +40,18 @@ __all__ = [
 ]
 
 
+def _step(config: ConfigDict, sde: SDE, t: Array) -> Array:
+    if not isinstance(sde, DDPM):
+        raise UserError(f"config.conditioning: 'step' is for the chain of DDPM, not for {type(sde).__name__}")
+    return len(np.asarray(sde.betas)) * t - 1
+
+
 # The value that conditions the network; `none` leaves to the parameterization what it passes on, as EDM's does.
-CONDITIONINGS: dict[str, Callable[[ConfigDict, Any, Array], Array]] = {
+CONDITIONINGS: dict[str, Callable[[ConfigDict, SDE, Array], Array]] = {
     "time": lambda config, sde, t: 999.0 * t,
     "noise_level": lambda config, sde, t: sde.sigma(t),
     "level": lambda config, sde, t: timesteps.level_of_time(sde, t, config.num_levels),
-    "step": lambda config, sde, t: len(sde.betas) * t - 1,
+    "step": _step,
     "none": lambda config, sde, t: t,
 }
 

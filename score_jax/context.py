@@ -79,6 +79,8 @@ class Run:
         loss_fn = make_loss(config, self.sde, self.network)
         batch = {"x": jnp.zeros((1, *self.dataset.shape)), "y": jnp.zeros(1, jnp.int32)}
         lookup.call(lambda: jax.eval_shape(loss_fn, self.state.params, self.key_train, batch), field="config.training")
+        if self.pretrained:
+            self.params = load_params(pathlib.Path(self.pretrained), self.network, self.dataset.shape)
         open_workdir(self.workdir, config.to_dict())
 
     def init_state(self) -> train.TrainState:
@@ -90,8 +92,7 @@ class Run:
         """The state before any training: fresh, or that of a published checkpoint."""
         if not self.pretrained:
             return jax.jit(self.init_state)()
-        params = load_params(pathlib.Path(self.pretrained), self.network, self.dataset.shape)
-        return train.init_state(params, self.optimizer)
+        return train.init_state(self.params, self.optimizer)
 
     def check_sampling(self) -> None:
         config, sde = self.config, self.sampling_sde
@@ -125,6 +126,8 @@ class Run:
         """The newest checkpoint's step and state."""
         with checkpoint.open_manager(self.workdir / "checkpoints") as manager:
             if found := checkpoint.restore_newest(manager, self.state):
+                if self.pretrained:
+                    print(f"{self.workdir} has a checkpoint of its own, which stands for {self.pretrained}")
                 return found[:2]
         if self.pretrained:
             return 0, self.first_state()

@@ -44,6 +44,7 @@ def _train(run: Run) -> None:
 def _fit(run: Run, stopped: Callable[[], bool]) -> train.TrainState:
     config = run.config
     num_steps = config.training.num_steps
+    run.dataset.read(np.arange(1))  # What cannot be read fails here.
 
     def transform(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         fields = ("centered", "random_flip", "dequantize")
@@ -92,19 +93,18 @@ def _evaluate(run: Run) -> None:
     _, state = run.restore()
     if is_classifier(config):
         return _evaluate_classifier(run, state.ema)
-    extractor, test = _extractor(config), open_data(config, "test")  # Mistakes fail here, before the sampling.
+    batch_size = config.sampling.batch_size
+    # Mistakes fail here, before the sampling.
+    extractor, test = _extractor(config), open_data(config, "test")
+    if extractor:
+        field, statistics = "config.evaluation.statistics", config.evaluation.statistics
+        reference = lookup.call(
+            features.reference, extractor, run.dataset, field=field, batch_size=batch_size, statistics=statistics
+        )
     generated = run.generate(state.ema, config.evaluation.num_samples)
     if extractor:
-        table = lookup.call(
-            features.against_data,
-            extractor,
-            generated,
-            run.dataset,
-            test,
-            field="config.evaluation.statistics",
-            centered=config.data.centered,
-            batch_size=config.sampling.batch_size,
-            statistics=config.evaluation.statistics,
+        table = features.against_data(
+            extractor, generated, reference, test, centered=config.data.centered, batch_size=batch_size
         )
     else:
         table = evaluate.against_data(

@@ -29,7 +29,17 @@ from score_jax.networks.efficientnet import EfficientNetLite0
 from score_jax.networks.inception import Features, Inception
 from score_jax.pretrained.base import fill
 
-__all__ = ["Extractor", "Seen", "Statistics", "against_data", "compare", "efficientnet_lite0", "extract", "inception"]
+__all__ = [
+    "Extractor",
+    "Seen",
+    "Statistics",
+    "against_data",
+    "compare",
+    "efficientnet_lite0",
+    "extract",
+    "inception",
+    "reference",
+]
 
 
 class Extractor(NamedTuple):
@@ -210,26 +220,53 @@ def compare(extractor: Extractor, reference: Seen, seen: Seen) -> dict[str, floa
     return row
 
 
+def reference(extractor: Extractor, train: data.Dataset, *, batch_size: int, statistics: str = "") -> Seen:
+    """What an extractor sees in all training images.
+
+    Args:
+      extractor: the network of features.
+      train: the images.
+      batch_size: images at a time.
+      statistics: an `.npz` of their statistics; it is read, or written if it is missing.
+
+    Raises:
+      UserError: if the examples are no images, or the file holds other statistics.
+    """
+    if len(train.shape) != 3:
+        raise UserError(f"{extractor.name} sees images, and the examples have the shape {train.shape}")
+    if not pathlib.Path(statistics).parent.is_dir():
+        raise UserError(f"there is no directory for the statistics {statistics}")
+    if os.path.isfile(statistics):
+        seen = Seen.load(statistics, extractor)
+        image = jax.ShapeDtypeStruct((1, *train.shape[:2], 3), np.uint8)
+        size = jax.eval_shape(extractor.apply, image).pool.shape[1]
+        if seen.pool.mean.shape != (size,):
+            raise UserError(f"{statistics} has the mean of {seen.pool.mean.shape} features, not of ({size},)")
+        return seen
+    seen = extract(extractor, _read(train, train.size, batch_size))
+    if statistics:
+        seen.save(statistics, extractor)
+    return seen
+
+
 def against_data(
     extractor: Extractor,
     generated: np.ndarray,
-    train: data.Dataset,
+    real: Seen,
     test: data.Dataset,
     *,
     centered: bool,
     batch_size: int,
-    statistics: str = "",
 ) -> dict[str, dict[str, float]]:
     """Every metric of generated images against all training images, beside that of as many test images, or all.
 
     Args:
       extractor: the network of features.
       generated: samples in the range of training; they are rounded to the 256 values that a file would hold.
-      train: the reference.
+      real: what it sees in the training images, of `reference`.
       test: other real images.
       centered: whether the range of training is [-1, 1], otherwise [0, 1].
       batch_size: images at a time.
-      statistics: an `.npz` of the reference's statistics; it is read, or written if it is missing.
 
     Returns:
       `{metric: {'generated': value, 'real': value}}`, and the numbers of images under `num_samples`.
@@ -239,25 +276,18 @@ def against_data(
         for start in tqdm(range(0, len(generated), batch_size), unit="batch", disable=None):
             yield data.to_uint8(generated[start : start + batch_size], centered=centered)
 
-    def read(dataset: data.Dataset, num_images: int) -> Iterator[np.ndarray]:
-        chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
-        for part, count in tqdm(data.chunks(len(chosen), batch_size), unit="batch", disable=None):
-            yield dataset.read(chosen[part[:count]])[0]
-
-    if len(train.shape) != 3:
-        raise UserError(f"{extractor.name} sees images, and the examples have the shape {train.shape}")
-    if not pathlib.Path(statistics).parent.is_dir():
-        raise UserError(f"there is no directory for the statistics {statistics}")
-    if os.path.isfile(statistics):
-        reference = Seen.load(statistics, extractor)
-    else:
-        reference = extract(extractor, read(train, train.size))
-        if statistics:
-            reference.save(statistics, extractor)
-    columns = {"generated": extract(extractor, rounded()), "real": extract(extractor, read(test, len(generated)))}
+    columns = {"generated": rounded(), "real": _read(test, len(generated), batch_size)}
     table: dict[str, dict[str, float]] = {"num_samples": {}}
-    for column, seen in columns.items():
+    for column, images in columns.items():
+        seen = extract(extractor, images)
         table["num_samples"][column] = seen.pool.num_images
-        for name, value in compare(extractor, reference, seen).items():
+        for name, value in compare(extractor, real, seen).items():
             table.setdefault(name, {})[column] = value
     return table
+
+
+def _read(dataset: data.Dataset, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Images chosen at random, but always the same."""
+    chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
+    for part, count in tqdm(data.chunks(len(chosen), batch_size), unit="batch", disable=None):
+        yield dataset.read(chosen[part[:count]])[0]

@@ -113,7 +113,12 @@ def draw_steps(key: Array, sde: DDPM, n: int) -> tuple[Array, Array]:
 
     Returns:
       `(t [n], weight [n])`, the weight being one.
+
+    Raises:
+      ValueError: for a process that is no chain.
     """
+    if not isinstance(sde, DDPM):
+        raise ValueError(f"draw_steps is for the chain of DDPM, not for {type(sde).__name__}")
     steps = len(np.asarray(sde.betas))
     return (1 + jax.random.randint(key, (n,), 0, steps)) / steps, jnp.ones(n)
 

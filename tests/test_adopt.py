@@ -61,6 +61,24 @@ def test_a_run_goes_into_diffusers(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.params, run.restore()[1].ema)
 
 
+def test_files_of_the_ncsn_releases(tmp_path, monkeypatch):
+    """A list of network, optimiser, counters and, of NCSNv2, the average, which is taken."""
+    tensors = {n.removeprefix("params/"): v for n, v in np.load(DATA / "ncsnv2_original.npz").items() if "params/" in n}
+    config = get_config("ncsnv2_cifar")
+    model = pretrained.from_ncsn(tensors)
+    config.num_levels = model.network.num_levels
+    config.network.update(features=model.network.features, multipliers=model.network.multipliers)
+    average = {n: 2 * v for n, v in tensors.items() if n != "sigmas"}
+    content = [{f"module.{n}": v for n, v in tensors.items()}, {}, 3, 4, average]
+    monkeypatch.setattr("score_jax.tensors.read_torch", lambda path: content)
+    (tmp_path / "v2.pth").touch()
+    state = experiment.Run(config, tmp_path / "run", str(tmp_path / "v2.pth")).restore()[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b), state.ema, model.params)
+    config.num_levels = 7
+    with pytest.raises(UserError, match="is of a NCSNv2 with num_levels=20, the config names a NCSNv2 with 7"):
+        experiment.Run(config, tmp_path / "other", str(tmp_path / "v2.pth"))
+
+
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--pretrained: there is no .*nothing"):
         opened(tmp_path / "0", small_vp(), "nothing")
@@ -68,8 +86,10 @@ def test_mistakes_are_one_line(tmp_path):
         opened(tmp_path / "1", get_config("vp_cifar"), "ddpmpp_vp.checkpoint").restore()
     with pytest.raises(UserError, match=r"no published file is of a UNet"):
         opened(tmp_path / "2", tiny(), "ddpmpp_vp.checkpoint").restore()
+    with pytest.raises(UserError, match=r"on DDPM's chain, the config on VP: take ddpm_cifar"):
+        opened(tmp_path / "3", tiny(), "diffusers_ddpm")
     with pytest.raises(UserError, match=r"for images of 3 channels, config.data has 1"):
-        opened(tmp_path / "3", tiny(), "diffusers_ddpm").restore()
+        opened(tmp_path / "4", tiny("ddpm_digits"), "diffusers_ddpm")
     with pytest.raises(UserError, match=r"--mode=export writes .*'step', this has 'from_noise' and 'time'"):
         experiment.run(tiny(), "export", untrained(tiny(), tmp_path / "run"))
     shutil.copytree(DATA / "diffusers_ddpm", tmp_path / "model/unet")

@@ -65,12 +65,12 @@ def test_hyperparameters_are_the_published(name):
     predictor = theirs["sampling"]["predictor"]
     assert config.sampling.sampler.name == PREDICTORS.get(predictor, predictor)
     if theirs["sampling"]["corrector"] == "langevin":
-        assert (config.sampling.corrector.name, config.sampling.corrector.snr) == (
-            "langevin_corrector",
-            theirs["sampling"]["snr"],
-        )
+        corrector = dict(name="langevin_corrector", snr=theirs["sampling"]["snr"])  # One step each, by default.
+        assert config.sampling.corrector.to_dict() == corrector
+        assert theirs["sampling"]["n_steps_each"] == 1
     else:
         assert not config.sampling.corrector.name
+    assert config.sampling.t_min == (1e-5 if training["sde"] == "vesde" else 1e-3)
     # With the denoising step, where the chain is discrete.
     assert config.sampling.num_steps + (not training["continuous"]) == model["num_scales"]
     assert config.sampling.denoise == theirs["sampling"]["noise_removal"]

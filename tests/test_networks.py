@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from scipy.signal import upfirdn
 
 from score_jax.networks import MLP, NCSN, Classifier, DiT, NCSNpp, NCSNv2, UNet, layers, ncsn
@@ -83,6 +84,11 @@ def test_half_precision_and_rematerialisation(name):
     half = jax.jit(network.clone(dtype="bfloat16").apply)(params, x, cond, y)
     full = jax.jit(network.apply)(params, x, cond, y)
     assert half.dtype == jnp.float32
+    # All within, but for what the network knows, is in half precision: nothing widens it on the way.
+    seen = jax.eval_shape(lambda: network.clone(dtype="bfloat16").apply(params, x, cond, y, capture_intermediates=True))
+    outputs = traverse_util.flatten_dict(seen[1]["intermediates"])
+    wide = {path[0] for path, (output,) in outputs.items() if output.dtype != jnp.bfloat16}
+    assert wide <= {"__call__", "Embedding_0"}
     assert 1e-4 < float(jnp.linalg.norm(half - full) / jnp.linalg.norm(full)) < 0.02
 
 
@@ -259,6 +265,10 @@ def test_bad_input():
         DiT(16, 1, 2).init(jax.random.key(0), jnp.ones((1, 5, 4, 1)), jnp.ones(1))
     with pytest.raises(ValueError, match="unknown progressive 'skip'; there are none, output_skip, residual"):
         NCSNpp(8, (1,), progressive="skip").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="unknown dtype 'bfloat17'; there are float32, bfloat16, float16"):
+        UNet(8, (1,), 1, dtype="bfloat17").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))
+    with pytest.raises(ValueError, match="9 channels do not divide into 2 heads"):
+        layers.Attention(2).init(jax.random.key(0), jnp.ones((1, 4, 4, 9)))
     with pytest.raises(ValueError, match="unknown resample 'max'"):
         UNet(8, (1, 1), 1, resample="max").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))
     with pytest.raises(ValueError, match="unknown embedding"):

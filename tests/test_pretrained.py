@@ -83,19 +83,24 @@ def test_published_files():
         close(jax.jit(model.network.apply)(model.params, expected["x"], expected["cond"]), expected["out"])
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_network_of_diffusers(tmp_path, old):
-    """As it is and with the names that attention had in older files."""
-    source = DATA / "diffusers_ddpm"
-    if old:
-        shutil.copytree(source, tmp_path / "unet")
-        names = {new: name for name, new in diffusers.DEPRECATED.items()}
-        old_name = lambda n: re.sub(r"to_out\.0|to_[qkv]", lambda m: names[m[0]], n)  # noqa: E731
-        file = tmp_path / "unet" / diffusers.WEIGHTS
-        tensors.write_safetensors(file, {old_name(n): v for n, v in tensors.read_safetensors(file).items()})
-    model = pretrained.load_diffusers(tmp_path if old else source)
-    io = np.load(source / "io.npz")
+@pytest.mark.parametrize("name", ["ddpm", "defaults", "scale_shift"])
+def test_a_network_of_diffusers(name):
+    """DDPM's settings; the library's own, of heads, frequencies, paddings; adaptive normalisation."""
+    source = DATA / f"diffusers_{name}"
+    model, io = pretrained.load_diffusers(source), np.load(source / "io.npz")
     close(jax.jit(model.network.apply)(model.params, io["x"], io["timesteps"].astype(np.float32)), io["out"])
+
+
+def test_names_of_older_files_of_diffusers(tmp_path):
+    shutil.copytree(DATA / "diffusers_ddpm", tmp_path / "unet")
+    file, names = tmp_path / "unet" / diffusers.WEIGHTS, {new: old for old, new in diffusers.DEPRECATED.items()}
+    whole = tensors.read_safetensors(file)
+    tensors.write_safetensors(
+        file, {re.sub(r"to_out\.0|to_[qkv]", lambda m: names[m[0]], name): value for name, value in whole.items()}
+    )
+    assert set(tensors.read_safetensors(file)) != set(whole)
+    expected = pretrained.load_diffusers(DATA / "diffusers_ddpm").params
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load_diffusers(tmp_path).params, expected)
 
 
 def test_into_diffusers_and_back(tmp_path):
@@ -239,7 +244,27 @@ def test_a_wrong_file_is_named(tmp_path):
         tensors.write_safetensors(file, {n: v for n, v in (whole | change).items() if v is not None})
         with pytest.raises(ValueError, match=message):
             pretrained.load_diffusers(tmp_path)
-    settings = json.loads((tmp_path / "unet/config.json").read_text())
-    (tmp_path / "unet/config.json").write_text(json.dumps(settings | {"act_fn": "gelu"}))
-    with pytest.raises(ValueError, match="act_fn: only 'silu' is known, got 'gelu'"):
-        pretrained.load_diffusers(tmp_path)
+    file = tmp_path / "unet/config.json"
+    settings = json.loads(file.read_text())
+    for change, message in (
+        ({"act_fn": "gelu"}, "act_fn: only 'silu' is known, got 'gelu'"),
+        ({"sample_size": None}, "sample_size must be a int, got None"),
+        ({"attn_norm_num_groups": 2}, "attn_norm_num_groups: only norm_num_groups, 8, is known, got 2"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            "attn_norm_num_groups: only norm_num_groups, 8, is known, got None",
+        ),
+    ):
+        file.write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=message):
+            pretrained.load_diffusers(tmp_path)
+    file.write_text(json.dumps(settings))
+    (tmp_path / "scheduler").mkdir()
+    tensors.write_safetensors(tmp_path / "unet" / diffusers.WEIGHTS, whole)
+    rescaled = {"beta_schedule": "linear", "rescale_betas_zero_snr": True}
+    for scheduler in ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, rescaled):
+        (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+        with pytest.raises(ValueError, match="not DDPM's chain of betas"):
+            pretrained.load_diffusers(tmp_path)
+    with pytest.raises(ValueError, match="config lacks the published field 'model'"):
+        pretrained.load_score_sde(torch_file, {})

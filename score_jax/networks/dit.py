@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.networks.layers import Embedding, dense, transformer
+from score_jax.networks.layers import Embedding, cast, dense, transformer
 
 __all__ = ["DiT"]
 
@@ -87,12 +87,12 @@ class DiT(nn.Module):
             )
         if self.width % (4 * self.heads):
             raise ValueError(f"DiT needs a width divisible by 4 heads, got {self.width} and {self.heads} heads")
-        emb = Embedding(self.width // 4, self.embedding, self.num_classes)(cond, y).astype(self.dtype)
+        emb = Embedding(self.width // 4, self.embedding, self.num_classes)(cond, y)
         batch, height, width, channels = x.shape
         rows, columns = height // self.patch, width // self.patch
         patches = x.reshape(batch, rows, self.patch, columns, self.patch, channels).transpose(0, 1, 3, 2, 4, 5)
-        h = dense(patches.reshape(batch, rows * columns, -1).astype(self.dtype), self.width)
-        h = h + self.places(rows, columns)[None]
+        h = dense(cast(patches.reshape(batch, rows * columns, -1), self.dtype), self.width)
+        h, emb = h + self.places(rows, columns)[None], emb.astype(h.dtype)
 
         def apply(network: nn.Module, h: Array, emb: Array) -> Array:
             return Block(self.heads)(h, emb)

@@ -20,6 +20,7 @@ __all__ = [
     "GroupNorm",
     "Resample",
     "ResidualBlock",
+    "cast",
     "check_halvings",
     "conv",
     "default_init",
@@ -171,7 +172,8 @@ class Embedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions and a skip: `[batch, h, w, c]` to `[batch, h, w, features]`, or another height and width.
 
-    Of Ho et al. 2020; with `resample` of Brock et al. 2019 ("BigGAN"); with `adaptive` of Dhariwal & Nichol 2021.
+    Of Ho et al. 2020; with `resample` of Brock et al. 2019 ("BigGAN"), where the skip has a 1x1 convolution then; with
+    `adaptive` of Dhariwal & Nichol 2021, where it has one only if the channels differ.
 
     Attributes:
       features: channels of the output.
@@ -208,7 +210,7 @@ class ResidualBlock(nn.Module):
                 h = norm(h + known)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = conv(h, self.features, scale=0.0)
-        if x.shape[-1] != self.features or self.resample:
+        if x.shape[-1] != self.features or (self.resample and not self.adaptive):
             x = dense(x, self.features)
         return join(x, h, self.rescale)
 
@@ -231,6 +233,8 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, self.epsilon)(x).reshape(batch, height * width, channels)
+        if channels % self.heads:
+            raise ValueError(f"attention: {channels} channels do not divide into {self.heads} heads")
         split = batch, height * width, self.heads, channels // self.heads
         q, k, v = (dense(h, channels).reshape(split) for _ in range(3))
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
@@ -240,6 +244,14 @@ class Attention(nn.Module):
 def join(x: Array, h: Array, rescale: bool) -> Array:
     """x + h; rescaled, as in `ResidualBlock`."""
     return (x + h) / math.sqrt(2) if rescale else x + h
+
+
+def cast(x: Array, dtype: str) -> Array:
+    """The array in the precision that a network computes in; a `ValueError` for an unknown one."""
+    known = ("float32", "bfloat16", "float16")
+    if dtype not in known:
+        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(known)}")
+    return x.astype(dtype)
 
 
 def check_halvings(x: Array, halvings: int) -> None:

@@ -29,6 +29,7 @@ from score_jax.networks.layers import (
     GroupNorm,
     Resample,
     ResidualBlock,
+    cast,
     check_halvings,
     conv,
     join,
@@ -106,7 +107,7 @@ class NCSNpp(nn.Module):
         told = self.embedding != "none"
         emb = Embedding(self.features, self.embedding, self.num_classes)(cond, y) if told else None
         step = functools.partial(self.step, emb=emb, train=train)
-        skips = self.way_down((x if self.centered else 2 * x - 1).astype(self.dtype), step)
+        skips = self.way_down(cast(x if self.centered else 2 * x - 1, self.dtype), step)
         h = step(step(skips[-1], attend=True))
         pyramid: Array | None = None
         for level, multiplier in reversed(list(enumerate(self.multipliers))):

@@ -7,8 +7,8 @@ The last convolution starts at zero.  Three forms, by their fields:
 - as it is, for few pixels: residual sums are divided by sqrt(2), which keeps their variance (Song et al. 2021,
   Appendix H), and between resolutions there is no convolution of its own, since a residual block follows;
 - DDPM: `resample='conv', rescale=False, groups=32`;
-- ADM (Dhariwal & Nichol 2021), which EDM takes over (Karras et al. 2022): `resample='block', rescale=False,
-  groups=32, adaptive=True, head_channels=64`.
+- ADM's blocks (Dhariwal & Nichol 2021), which EDM takes over (Karras et al. 2022): `resample='block', rescale=False,
+  groups=32, adaptive=True, head_channels=64`; the class is added behind the embedding's activation, not before.
 """
 
 import functools
@@ -25,6 +25,7 @@ from score_jax.networks.layers import (
     GroupNorm,
     Resample,
     ResidualBlock,
+    cast,
     check_halvings,
     conv,
     resample,
@@ -106,7 +107,7 @@ class UNet(nn.Module):
     def way_down(self, x: Array, emb: Array, train: bool) -> list[Array]:
         """The feature maps of the first convolution, of every block and of every change of resolution."""
         check_halvings(x, len(self.multipliers) - 1)
-        maps = [conv(x.astype(self.dtype), self.features)]
+        maps = [conv(cast(x, self.dtype), self.features)]
         for level, multiplier in enumerate(self.multipliers):
             if level:
                 maps.append(self.change(maps[-1], emb, train, up=False))
@@ -125,7 +126,7 @@ class UNet(nn.Module):
             settings: dict[str, Any] = {"rescale": self.rescale, "groups": self.groups, "epsilon": self.epsilon}
             block = ResidualBlock(features or h.shape[-1], self.dropout, change, adaptive=self.adaptive, **settings)
             h = block(h, emb, train)
-            heads = h.shape[-1] // (self.head_channels or h.shape[-1])
+            heads = max(h.shape[-1] // (self.head_channels or h.shape[-1]), 1)
             return Attention(heads, **settings)(h) if attend else h
 
         return (nn.remat(apply) if self.remat else apply)(self, h, emb)

@@ -73,8 +73,8 @@ def load_diffusers(directory: str | pathlib.Path) -> Pretrained:
       FileNotFoundError: if there is no model.
     """
     directory = _model(pathlib.Path(directory))
-    config = _read(directory / "config.json")
-    network = _network(config)
+    config = read_config(directory)
+    network = network_of(config)
     names = {theirs: ours for ours, theirs in _names(network, config["sample_size"]).items()}
 
     def ours(name: str) -> str:
@@ -89,9 +89,9 @@ def load_diffusers(directory: str | pathlib.Path) -> Pretrained:
         if leaf == "weight":
             name = f"{module}.{'scale' if value.ndim == 1 else 'kernel'}"
         tensors[name] = value.transpose({2: (1, 0), 4: (2, 3, 1, 0)}.get(value.ndim, range(value.ndim)))
-    if config.get("flip_sin_to_cos", True):
-        kernel = tensors.get("time_embedding.linear_1.kernel", np.zeros((0, 0)))
-        tensors["time_embedding.linear_1.kernel"] = np.roll(kernel, len(kernel) // 2, axis=0)
+    first = "time_embedding.linear_1.kernel"
+    if config.get("flip_sin_to_cos", True) and first in tensors:
+        tensors[first] = np.roll(tensors[first], len(tensors[first]) // 2, axis=0)
     size = config["sample_size"]
     params = fill(network, images(size, size, config["in_channels"]), tensors, ours)
     sde, adapter = process_of(directory)
@@ -151,9 +151,15 @@ def save_diffusers(directory: str | pathlib.Path, model: Pretrained, image_size:
     write_safetensors(directory / "unet" / WEIGHTS, tensors)
 
 
-def image_size_of(directory: pathlib.Path) -> int:
-    """The height and width of a model's images."""
-    return _read(_model(directory) / "config.json")["sample_size"]
+def read_config(directory: pathlib.Path) -> dict[str, Any]:
+    """The settings of a model, in its directory or that of a pipeline, with what must be there."""
+    path = _model(directory) / "config.json"
+    config = _read(path)
+    sizes, lists = ("sample_size", "in_channels"), ("block_out_channels", "down_block_types", "up_block_types")
+    for field, kind in {**dict.fromkeys(sizes, int), **dict.fromkeys(lists, list)}.items():
+        if not isinstance(config.get(field), kind):
+            raise ValueError(f"{path}: {field} must be a {kind.__name__}, got {config.get(field)!r}")
+    return config
 
 
 def _model(directory: pathlib.Path) -> pathlib.Path:
@@ -163,9 +169,12 @@ def _model(directory: pathlib.Path) -> pathlib.Path:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        value = json.loads(path.read_text())
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
 
 
 def _write(path: pathlib.Path, value: dict[str, Any]) -> None:
@@ -173,7 +182,15 @@ def _write(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _network(config: Mapping[str, Any]) -> UNet:
+def network_of(config: Mapping[str, Any]) -> UNet:
+    """The network of a model's settings."""
+    adaptive, groups = config.get("resnet_time_scale_shift") == "scale_shift", config.get("norm_num_groups", 32)
+    # Without a number of its own, attention in the middle has the others' normalisation or, if adaptive, none.
+    if config.get("attn_norm_num_groups") not in ((groups,) if adaptive else (groups, None)):
+        raise ValueError(
+            f"config.json: attn_norm_num_groups: only norm_num_groups, {groups}, is known, got "
+            f"{config.get('attn_norm_num_groups')!r}"
+        )
     for field, value in FIXED.items():
         if config.get(field, value) != value:
             raise ValueError(f"config.json: {field}: only {value!r} is known, got {config[field]!r}")
@@ -196,9 +213,9 @@ def _network(config: Mapping[str, Any]) -> UNet:
         "positional" if config.get("freq_shift", 0) else "transformer",
         resample="conv_symmetric" if config.get("downsample_padding", 1) else "conv",
         rescale=False,
-        adaptive=config.get("resnet_time_scale_shift", "default") == "scale_shift",
+        adaptive=adaptive,
         head_channels=config.get("attention_head_dim", 8) or 0,
-        groups=config.get("norm_num_groups", 32),
+        groups=groups,
         epsilon=config.get("norm_eps", 1e-5),
     )
 
@@ -220,6 +237,7 @@ def _config(network: UNet, image_size: int, channels: int) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if network.adaptive else "default",
         "attention_head_dim": network.head_channels or None,
         "norm_num_groups": network.groups,
+        "attn_norm_num_groups": network.groups,
         "norm_eps": network.epsilon,
     }
 
@@ -256,7 +274,9 @@ def process_of(directory: pathlib.Path) -> tuple[DDPM, Any]:
     """The chain and what the network predicts, of the scheduler in a pipeline or beside a model."""
     names = "scheduler/scheduler_config.json", "../scheduler/scheduler_config.json", "scheduler_config.json"
     path = next((directory / name for name in names if (directory / name).exists()), None)
-    config = _read(path) if path else {}
+    config: dict[str, Any] = _read(path) if path else {"beta_schedule": "linear"}
+    if not config.keys() & {"beta_schedule", "trained_betas"} or config.get("rescale_betas_zero_snr"):
+        raise ValueError(f"{path}: {config.get('_class_name')} is not DDPM's chain of betas, or rescales them")
     steps = config.get("num_train_timesteps", 1000)
     first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     schedules = {

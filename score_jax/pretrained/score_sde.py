@@ -86,9 +86,12 @@ def _plain(tree: Any) -> Any:
 
 
 def _build(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Pretrained:
-    network, data = network_of(config), config["data"]
-    shape = data["image_size"], data["image_size"], data.get("num_channels", 3)
-    return with_score(network, fill_params(network, shape, tensors), *process_of(config))
+    try:
+        network, process, data = network_of(config), process_of(config), config["data"]
+        shape = data["image_size"], data["image_size"], data.get("num_channels", 3)
+    except KeyError as error:
+        raise ValueError(f"config lacks the published field {error}") from error
+    return with_score(network, fill_params(network, shape, tensors), *process)
 
 
 def fill_params(network: nn.Module, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray]) -> Any:
