@@ -169,7 +169,7 @@ def digits(**sde) -> ConfigDict:
 
 # The networks of Song et al. 2021, by their names in the paper.
 NETWORKS = {
-    "ddpm": dict(num_blocks=2, block="ddpm", rescale=False, groups=32),
+    "ddpm": dict(num_blocks=2, resample="conv", rescale=False, groups=32),
     "ddpmpp": dict(num_blocks=4),
     "ddpmpp_deep": dict(num_blocks=8),
     "ncsnpp": dict(num_blocks=4, taps=(1, 3, 3, 1), progressive_input="residual"),

@@ -25,7 +25,14 @@ CASES = {
         (4, 4, 4, 2),
     ),
     "ncsnpp": (
-        NCSNpp(4, (1, 2), 1, (2,), 0.0, "gaussian_fourier", 3, "ddpm", (1, 3, 3, 1), "residual", "input_skip", "cat"),
+        NCSNpp(
+            *(4, (1, 2), 1, (2,), 0.0, "gaussian_fourier", 3),
+            resample="conv",
+            taps=(1, 3, 3, 1),
+            progressive="residual",
+            progressive_input="input_skip",
+            combine="cat",
+        ),
         (4, 4, 4, 2),
     ),
     "ncsnpp, sum of outputs": (

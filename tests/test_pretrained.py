@@ -103,6 +103,19 @@ def test_names_of_older_files_of_diffusers(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, pretrained.load_diffusers(tmp_path).params, expected)
 
 
+def test_schedules_of_diffusers(tmp_path):
+    """By their definitions: betas linear in their roots; squared cosines, but for the last step, which is cut off."""
+    file = tmp_path / "scheduler_config.json"
+    ends = {"num_train_timesteps": 3, "beta_start": 0.01, "beta_end": 0.09}
+    file.write_text(json.dumps({"beta_schedule": "scaled_linear"} | ends))
+    np.testing.assert_allclose(diffusers.process_of(tmp_path)[0].betas, [0.01, 0.04, 0.09], rtol=1e-5)
+    file.write_text(json.dumps({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 4}))
+    sde, k = diffusers.process_of(tmp_path)[0], np.arange(4)
+    alpha_bar = np.cos((k / 4 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(sde.alpha(k[1:] / 4) ** 2, alpha_bar[1:] / alpha_bar[0], rtol=1e-4)
+    assert sde.betas[3] == np.float32(0.999)
+
+
 def test_into_diffusers_and_back(tmp_path):
     """Every tensor and setting, and the chain; read by diffusers itself in a test of its own."""
     network = UNet(
@@ -266,5 +279,8 @@ def test_a_wrong_file_is_named(tmp_path):
         (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
         with pytest.raises(ValueError, match="not DDPM's chain of betas"):
             pretrained.load_diffusers(tmp_path)
+    config["model"]["resblock_type"] = "resnet"
+    with pytest.raises(ValueError, match="resblock_type: unknown 'resnet'; there are biggan, ddpm"):
+        pretrained.load_score_sde(torch_file, config)
     with pytest.raises(ValueError, match="config lacks the published field 'model'"):
         pretrained.load_score_sde(torch_file, {})

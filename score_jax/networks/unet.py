@@ -48,6 +48,7 @@ class UNet(nn.Module):
       num_augmentations: the length of a vector that says how training images were augmented; 0 for none.
       resample: between resolutions: `pool` for means and repetition, `conv` for convolutions (`conv_symmetric` as
         PyTorch pads them, see `layers.Resample`), `block` for a residual block that does it.
+      taps: of the filter at changes of resolution, `(1, 3, 3, 1)` as published with NCSN++; empty for none.
       rescale: whether residual sums are divided by sqrt(2).
       adaptive: whether the conditioning scales and shifts a normalisation (adaptive group norm).
       head_channels: channels of an attention head; 0 for one head.
@@ -66,6 +67,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     num_augmentations: int = 0
     resample: str = "pool"
+    taps: Sequence[float] = ()
     rescale: bool = True
     adaptive: bool = False
     head_channels: int = 0
@@ -116,13 +118,20 @@ class UNet(nn.Module):
         return maps
 
     def step(
-        self, h: Array, emb: Array, train: bool, *, features: int = 0, attend: bool | None = None, change: Any = None
+        self,
+        h: Array,
+        emb: Array | None,
+        train: bool,
+        *,
+        features: int = 0,
+        attend: bool | None = None,
+        change: Any = None,
     ) -> Array:
         """A residual block, of as many channels or `features`, and attention where it is due or as `attend` says."""
         if attend is None:
             attend = h.shape[1] in self.attention_at
 
-        def apply(network: nn.Module, h: Array, emb: Array) -> Array:
+        def apply(network: nn.Module, h: Array, emb: Array | None) -> Array:
             settings: dict[str, Any] = {"rescale": self.rescale, "groups": self.groups, "epsilon": self.epsilon}
             block = ResidualBlock(features or h.shape[-1], self.dropout, change, adaptive=self.adaptive, **settings)
             h = block(h, emb, train)
@@ -131,12 +140,14 @@ class UNet(nn.Module):
 
         return (nn.remat(apply) if self.remat else apply)(self, h, emb)
 
-    def change(self, h: Array, emb: Array, train: bool, *, up: bool) -> Array:
+    def change(self, h: Array, emb: Array | None, train: bool, *, up: bool) -> Array:
         """Half or twice the height and width."""
         if self.resample == "block":
-            return self.step(h, emb, train, attend=False, change=functools.partial(resample, up=up))
+            return self.step(h, emb, train, attend=False, change=functools.partial(resample, up=up, taps=self.taps))
         if self.resample in ("conv", "conv_symmetric"):
-            return Resample(up, h.shape[-1], symmetric=self.resample == "conv_symmetric")(h)
+            return Resample(up, h.shape[-1], self.taps, symmetric=self.resample == "conv_symmetric")(h)
         if self.resample == "pool":
-            return resample(h, up=up)
-        raise ValueError(f"UNet: unknown resample {self.resample!r}; there are pool, conv, conv_symmetric, block")
+            return resample(h, up=up, taps=self.taps)
+        raise ValueError(
+            f"{type(self).__name__}: unknown resample {self.resample!r}; there are pool, conv, conv_symmetric, block"
+        )

@@ -111,11 +111,11 @@ def save_diffusers(directory: str | pathlib.Path, model: Pretrained, image_size:
       ValueError: for a network or a process that diffusers' does not have, saying what is in the way.
     """
     network, sde = model.network, model.sde
-    if not isinstance(network, UNet) or not isinstance(sde, DDPM):
+    if type(network) is not UNet or not isinstance(sde, DDPM):
         raise ValueError(
             f"diffusers' UNet2DModel is a UNet on a DDPM process, not {type(network).__name__} on {type(sde).__name__}"
         )
-    wanted = {"rescale": False, "num_classes": 0, "num_augmentations": 0}
+    wanted = {"rescale": False, "num_classes": 0, "num_augmentations": 0, "taps": ()}
     for field, value in wanted.items():
         if getattr(network, field) != value:
             raise ValueError(f"diffusers' UNet2DModel has {field}={value!r}, this UNet {getattr(network, field)!r}")
@@ -294,7 +294,7 @@ def process_of(directory: pathlib.Path) -> tuple[DDPM, Any]:
 
 
 def _cosine(steps: int) -> np.ndarray:
-    """Betas of at most 0.999 whose alphas are Nichol & Dhariwal's (2021, Eq. 17)."""
+    """beta_k = min(1 - a_k / a_(k-1), 0.999),  a_k = cos^2(pi/2 (k/N + 0.008) / 1.008)  (Nichol & Dhariwal 2021)."""
     alpha_squared = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_squared[1:] / alpha_squared[:-1], 0.999)
 

@@ -117,6 +117,9 @@ FIXED = {
     "conv_size": 3,
 }
 
+# Kinds of residual blocks, by how they change the resolution.
+BLOCKS = {"biggan": "block", "ddpm": "conv"}
+
 # From numbers in order of creation to our names.
 NCSNPP_NAMES: tuple[tuple[str, str], ...] = (
     (r"^Dense", "Embedding_0/Dense"),
@@ -147,14 +150,17 @@ def network_of(config: Mapping[str, Any]) -> NCSNpp | NCSNv2:
             raise ValueError(f"config.model.{field}: only {value!r} is known, got {model[field]!r}")
     ddpm = model["name"] == "ddpm"
     fourier = model["embedding_type"] == "fourier" and not ddpm
-    options: dict[str, Any] = {"block": "ddpm", "rescale": False, "groups": 32}
+    options: dict[str, Any] = {"resample": "conv", "rescale": False, "groups": 32}
     ladder: dict[str, Any] = {}
     if model["scale_by_sigma"] and not fourier:
         ladder = {"num_levels": model["num_scales"], "sigma_max": float(model["sigma_max"])}
         ladder["sigma_min"] = model.get("sigma_min", 0.01)
     if not ddpm:
+        if model["resblock_type"] not in BLOCKS:
+            known = ", ".join(BLOCKS)
+            raise ValueError(f"config.model.resblock_type: unknown {model['resblock_type']!r}; there are {known}")
         options = {
-            "block": model["resblock_type"],
+            "resample": BLOCKS[model["resblock_type"]],
             "rescale": model["skip_rescale"],
             "taps": tuple(model["fir_kernel"]) if model["fir"] else (),
             "progressive": model["progressive"],
