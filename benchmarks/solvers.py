@@ -152,7 +152,7 @@ def digits(workdir: pathlib.Path):
     score_fn = build.make_score_fn(run.config, sde, run.network, run.restore()[1].ema)
 
     def features(images: np.ndarray) -> np.ndarray:
-        return data.to_float(images, np.random.default_rng(0), centered=True).reshape(len(images), -1)
+        return data.to_float(images, centered=True).reshape(len(images), -1)
 
     datasets = run.dataset, build.open_data(run.config, "test")
     real = features(np.concatenate([d.read(np.arange(d.size))[0] for d in datasets]))

@@ -17,6 +17,12 @@ def base() -> ConfigDict:
             parameterization=dict(name="from_noise"),
             conditioning="time",
             num_levels=0,  # of conditioning='level' and times='draw_levels'
+            # Devices (score_jax.sharding): batches are divided over data x fsdp, parameters over fsdp, DiT's features
+            # over tensor; -1 is all that the others leave.
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            # Several processes: the first one's 'host:port', how many, and which this is; '' finds that out from SLURM,
+            # Open MPI, Kubernetes or a TPU.
+            distributed=dict(enabled=False, coordinator="", num_processes=0, process_id=0),
             data=dict(
                 name="digits",
                 dir="",  # '': the default of tensorflow-datasets
@@ -36,6 +42,8 @@ def base() -> ConfigDict:
                 objective="denoising_score_matching",
                 times="draw_uniform",
                 weighting="variance_weighting",
+                accumulate=1,  # parts of a batch that are taken one after the other, for less memory
+                max_skipped=20,  # steps in a row whose gradient is not finite; they change nothing
                 label_dropout=0.0,  # share of labels replaced by 'no class', for classifier-free guidance; 0.1 to 0.2
                 reduce_mean=True,  # loss: mean over dimensions; otherwise half the sum
                 log_every=100,

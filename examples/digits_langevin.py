@@ -28,7 +28,7 @@ PER_DECADE, STEPS = 8, 10  # Noise levels, and Langevin steps at each.
 def digits(split):
     dataset = data.load("digits", split)
     x, labels = dataset.read(np.arange(dataset.size))
-    return data.to_float(x, np.random.default_rng(0), centered=False), labels
+    return data.to_float(x, centered=False), labels
 
 
 def score(params, x, sigma):

@@ -211,10 +211,11 @@ def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
             "'cross_entropy' is for the network Classifier, and for it alone"
         )
     dropout = _label_dropout(config)
+    images = {name: config.data[name] for name in ("centered", "random_flip", "dequantize")}
 
     def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
-        key_t, key_noise, key_dropout = jax.random.split(key, 3)
-        x, y = batch["x"], batch["y"]
+        key_t, key_noise, key_dropout, key_data = jax.random.split(key, 4)
+        x, y = data.augment(key_data, batch["x"], **images), batch["y"]
         if dropout:
             key_dropout, key_label = jax.random.split(key_dropout)
             y = jnp.where(jax.random.bernoulli(key_label, dropout, y.shape), num_classes(config), y)

@@ -1,8 +1,10 @@
 """What every mode of an experiment needs."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 from jax import Array
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, lookup, parameterization, samplers, train
+from score_jax import checkpoint, data, lookup, parameterization, samplers, sharding, train
 from score_jax.adopt import adopt, load_params, unread
 from score_jax.build import (
     is_classifier,
@@ -29,7 +32,7 @@ from score_jax.build import (
 )
 from score_jax.errors import UserError
 from score_jax.sde import sample_prior
-from score_jax.workdir import open_workdir, save_samples
+from score_jax.workdir import SampleFile, open_workdir, save_samples
 
 __all__ = ["Run"]
 
@@ -58,6 +61,7 @@ class Run:
                 raise
             self.dataset = unread(self.config, error)
         self.config = config = resolve(self.config, self.dataset)
+        self.mesh = lookup.call(sharding.make_mesh, field="config.mesh", **config.mesh)
         self.sde, self.network = make_sde(config), make_network(config)
         self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
         # One split: `fold_in(key, i)` and `split(key)[i]` are the same key.
@@ -76,12 +80,16 @@ class Run:
         if not is_classifier(config):
             self.check_sampling()
         self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
+        self.shardings = sharding.of_state(self.mesh, self.state, self.tensor_axes())
+        self.state = jax.tree.map(lambda s, where: s.update(sharding=where), self.state, self.shardings)
         loss_fn = make_loss(config, self.sde, self.network)
         batch = {"x": jnp.zeros((1, *self.dataset.shape)), "y": jnp.zeros(1, jnp.int32)}
         lookup.call(lambda: jax.eval_shape(loss_fn, self.state.params, self.key_train, batch), field="config.training")
         if self.pretrained:
             self.params = load_params(pathlib.Path(self.pretrained), self.network, self.dataset.shape)
-        open_workdir(self.workdir, config.to_dict())
+        if jax.process_index() == 0:
+            open_workdir(self.workdir, config.to_dict())
+        multihost_utils.sync_global_devices("the workdir is there")
 
     def init_state(self) -> train.TrainState:
         x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
@@ -91,8 +99,16 @@ class Run:
     def first_state(self) -> train.TrainState:
         """The state before any training: fresh, or that of a published checkpoint."""
         if not self.pretrained:
-            return jax.jit(self.init_state)()
-        return train.init_state(self.params, self.optimizer)
+            return jax.jit(self.init_state, out_shardings=self.shardings)()
+        init = functools.partial(train.init_state, optimizer=self.optimizer)
+        return jax.jit(init, out_shardings=self.shardings)(self.params)
+
+    def tensor_axes(self) -> dict[str, int]:
+        """How the network's parameters divide over the mesh's axis `tensor`."""
+        axes = getattr(self.network, "TENSOR_AXES", {})
+        if self.mesh.shape["tensor"] > 1 and not axes:
+            raise UserError(f"config.mesh.tensor: a {self.config.network.name} does not divide over it; use fsdp")
+        return axes
 
     def check_sampling(self) -> None:
         config, sde = self.config, self.sampling_sde
@@ -142,33 +158,53 @@ class Run:
             x = sample_prior(self.key_grid, sde, (len(y), *self.dataset.shape))
             return make_grid(config, sde, make_guided_score_fn(config, sde, self.network, params, y, classifier), x)
 
-        return jax.jit(make)(params, self.classifier)
+        return jax.jit(make, out_shardings=sharding.replicated(self.mesh))(params, self.classifier)
 
-    def generate(self, params: Any, num_samples: int) -> np.ndarray:
-        """Samples in the data's own range, `[num_samples, ...]` on the host; the label of sample i is i % classes."""
+    def draw(self, params: Any, classifier: Any, key: Array, y: Array, ts: Array) -> Array:
+        """Samples in the data's own range, `[len(y), ...]`; those of a longer y begin with the same."""
         config, sde = self.config, self.sampling_sde
-        chunk = min(num_samples, config.sampling.batch_size)
+        score_fn = make_guided_score_fn(config, sde, self.network, params, y, classifier)
+        key_prior, key_steps = jax.random.split(key)
+        x = sample_prior(key_prior, sde, (len(y), *self.dataset.shape))
+        x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, ts)
+        return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
 
-        def draw(params: Any, classifier: Any, key: Array, y: Array, ts: Array) -> Array:
-            score_fn = make_guided_score_fn(config, sde, self.network, params, y, classifier)
-            key_prior, key_steps = jax.random.split(key)
-            x = sample_prior(key_prior, sde, (chunk, *self.dataset.shape))
-            x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, ts)
-            return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
+    @contextlib.contextmanager
+    def samples(self, step: int, params: Any, num_samples: int) -> Iterator[np.ndarray]:
+        """Samples as stored, `[num_samples, ...]`, images uint8; the label of sample i is i % classes.
 
-        compiled, ts, chunks = jax.jit(draw), self.grid(params), []
-        for i in range(-(-num_samples // chunk)):
-            y = (i * chunk + jnp.arange(chunk)) % (self.classes or 1)
-            inputs = params, self.classifier, jax.random.fold_in(self.key_sample, i), y, ts
-            chunks.append(np.asarray(compiled(*inputs)))
-            if not np.isfinite(chunks[-1]).all():
-                try:
-                    draw(*inputs)  # Outside `jit` the loop knows where.
-                except FloatingPointError as error:
-                    raise UserError(f"{error} (config.sampling)") from error
-                raise UserError("the samples are not finite after the last, denoising step (config.sampling.denoise)")
-        return np.concatenate(chunks)[:num_samples]
+        They go to a file as they are made, where a run that was killed finds them again; in the end it is removed.
+        """
+        config, shape, first = self.config, (num_samples, *self.dataset.shape), jax.process_index() == 0
+        compiled, ts = jax.jit(self.draw, out_shardings=sharding.of_batch(self.mesh)), self.grid(params)
+        what = {"step": step, "pretrained": self.pretrained, **config.sampling.to_dict()}
+        file = SampleFile(self.workdir)
+        done = file.start(shape, np.uint8 if len(shape) == 4 else np.float32, what) if first else 0
+        done = int(multihost_utils.broadcast_one_to_all(np.array(done)))
+        parts = data.chunks(num_samples, config.sampling.batch_size, multiple=sharding.num_shards(self.mesh))
+        for i, (part, count) in enumerate(parts):
+            if part[0] >= done:
+                y = sharding.put(self.mesh, part % (self.classes or 1))
+                inputs = params, self.classifier, jax.random.fold_in(self.key_sample, i), y, ts
+                x = sharding.to_host(compiled(*inputs))[:count]
+                self.check_finite(x, inputs)
+                if first:
+                    file.append(data.to_uint8(x, centered=config.data.centered) if x.ndim == 4 else x)
+        multihost_utils.sync_global_devices("the samples are there")
+        yield file.open()
+        if first:
+            file.remove()
+
+    def check_finite(self, x: np.ndarray, inputs: tuple) -> None:
+        if np.isfinite(x).all():
+            return
+        try:
+            self.draw(*inputs)  # Outside `jit` the loop knows where.
+        except FloatingPointError as error:
+            raise UserError(f"{error} (config.sampling)") from error
+        raise UserError("the samples are not finite after the last, denoising step (config.sampling.denoise)")
 
     def write_samples(self, step: int, params: Any) -> None:
-        samples = self.generate(params, self.config.sampling.num_samples)
-        print("samples:", save_samples(self.workdir, step, samples, centered=self.config.data.centered))
+        with self.samples(step, params, self.config.sampling.num_samples) as samples:
+            if jax.process_index() == 0:
+                print("samples:", save_samples(self.workdir, step, samples))

@@ -1,9 +1,11 @@
 """Data sets, and the pipeline that feeds them to training.
 
 A data set is random access to raw examples.  The pipeline shuffles the indices anew in each
-epoch, from a seed, reads a batch at a time, and turns it into float32 arrays.  Batch k is a
-function of (seed, k) alone and grain counts k, so the pipeline's state is one number, and
-training resumes at the very batch where it stopped.  TensorFlow is never imported.
+epoch, from a seed, and reads a batch at a time, or the rows of it that one process of several
+needs.  Batch k is a function of (seed, k) alone and grain counts k, so the pipeline's state is
+one number, and training resumes at the very batch where it stopped, on any number of processes.
+Images stay uint8 up to the device, where `augment` makes floats of them.  TensorFlow is never
+imported.
 
 A data set is a function `f(split, *, data_dir, image_size)` of this module; any other name is
 an image data set of tensorflow-datasets, prepared beforehand by `prepare`:
@@ -15,18 +17,22 @@ import functools
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from jax import Array
+from PIL import Image
 
 from score_jax.errors import UserError, nearest
+from score_jax.images import SUFFIXES, Files, fit
 
 __all__ = ["checkerboard", "digits", "folder", "two_moons"]
 
 SPLITS = ("train", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+Images = TypeVar("Images", np.ndarray, Array)
 
 
 class Dataset(NamedTuple):
@@ -73,7 +79,7 @@ def digits(split: str, *, data_dir: str | None = None, image_size: int | None = 
     x, y = load_digits(return_X_y=True)
     images = np.round(x.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     if image_size not in (None, 8):
-        images = np.stack([_fit(Image.fromarray(image[..., 0]), image_size, "L") for image in images])
+        images = np.stack([fit(Image.fromarray(image[..., 0]), image_size, "L") for image in images])
     order = np.random.default_rng(0).permutation(len(images))
     order = order[:1437] if split == "train" else order[1437:]
     return _from_arrays(images[order], y[order])
@@ -100,7 +106,8 @@ def checkerboard(split: str, *, data_dir: str | None = None, image_size: int | N
 def folder(split: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
     """A folder of RGB images, in `data_dir/<split>` if that exists, else in `data_dir` itself.
 
-    Images in subfolders are labelled by the first of them, in alphabetical order.
+    Images in subfolders are labelled by the first of them, in alphabetical order.  A few that cannot be read are named
+    and skipped.
 
     Raises:
       UserError: if the folder is missing or empty, or images differ in size and `image_size` is None.
@@ -116,49 +123,15 @@ def folder(split: str, *, data_dir: str | None = None, image_size: int | None = 
         )
     groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
     y = np.unique(groups, return_inverse=True)[1].astype(np.int32)
+    files = Files(paths, image_size)
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = [_open(paths[i], image_size) for i in indices]
+        images, found = zip(*(files.read(int(i)) for i in indices), strict=True)
         if len({image.shape for image in images}) > 1:
             raise UserError(f"the images in {root} differ in size: set config.data.image_size to resize them")
-        return np.stack(images), y[indices]
+        return np.stack(images), y[list(found)]
 
     return Dataset(len(paths), read(np.arange(1))[0].shape[1:], read)
-
-
-def read_images(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image file, or all those of a folder, as uint8 `[n, *shape]`, cropped to a square and resized if need be.
-
-    Raises:
-      UserError: if there is no image, or one cannot be read, or has another shape and none of a square is wanted.
-    """
-    paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not paths:
-        raise UserError(f"no images ({', '.join(sorted(SUFFIXES))}) in {path}")
-    size = shape[0] if shape[0] == shape[1] else None
-    images = [_open(p, size, "L" if shape[-1] == 1 else "RGB") for p in paths]
-    for p, image in zip(paths, images, strict=True):
-        if image.shape != shape:
-            raise UserError(f"the image {p} has shape {image.shape}, and the network's images have {shape}")
-    return np.stack(images)
-
-
-def _open(path: pathlib.Path, image_size: int | None, mode: str = "RGB") -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return _fit(image, image_size, mode)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the image {path}: {error}") from error
-
-
-def _fit(image: Image.Image, size: int | None, mode: str) -> np.ndarray:
-    """A PIL image as uint8 `[h, w, c]`, cropped to its central square and resized, if a size is given."""
-    image = image.convert(mode)
-    if size is not None and image.size != (size, size):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None) -> Dataset:
@@ -189,7 +162,7 @@ def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None
         images = [record["image"] for record in records]
         if image_size is not None and images[0].shape[:2] != (image_size, image_size):
             mode = "L" if images[0].shape[-1] == 1 else "RGB"
-            images = [_fit(Image.fromarray(image.squeeze()), image_size, mode) for image in images]
+            images = [fit(Image.fromarray(image.squeeze()), image_size, mode) for image in images]
         return np.stack(images), np.array([record.get("label", 0) for record in records], np.int32)
 
     return Dataset(len(source), read(np.arange(1))[0].shape[1:], read)
@@ -233,27 +206,36 @@ def _cifar(archive: str | None, **kwargs: Any):
     return Cifar10(**kwargs)
 
 
-def to_float(
-    x: np.ndarray, rng: np.random.Generator, *, centered: bool, random_flip: bool = False, dequantize: bool = False
-) -> np.ndarray:
-    """Raw images as float32: x/255 in [0, 1], or (x + u)/256 with `dequantize`; `centered` maps to [-1, 1].
+def to_float(x: Images, *, centered: bool, noise: Images | None = None) -> Images:
+    """Raw images as float32: x/255 in [0, 1], or (x + noise)/256; `centered` maps to [-1, 1].
 
     Vectors (anything but uint8) pass unchanged.
 
     Args:
       x: uint8 `[b, h, w, c]`, or float32.
-      rng: draws the flips and the dequantization noise u ~ U[0, 1).
       centered: whether to map [0, 1] to [-1, 1].
-      random_flip: mirror each image left to right with probability 1/2.
-      dequantize: add uniform noise, so that the data have a density.
+      noise: in [0, 1), of the shape of x, so that the data have a density.
     """
     if x.dtype != np.uint8:
         return x.astype(np.float32)
-    if random_flip:
-        x = np.where(rng.random(len(x))[:, None, None, None] < 0.5, x[:, :, ::-1], x)
-    noise = rng.random(x.shape, np.float32) if dequantize else 0
-    y = (x.astype(np.float32) + noise) / np.float32(256 if dequantize else 255)
+    y = x.astype(np.float32) / np.float32(255) if noise is None else (x + noise) / np.float32(256)
     return 2 * y - 1 if centered else y
+
+
+def augment(key: Array, x: Array, *, centered: bool, random_flip: bool, dequantize: bool) -> Array:
+    """Training examples on the device, as `to_float` makes them of raw images.
+
+    Args:
+      key: a PRNG key.
+      x: uint8 `[b, h, w, c]`, or float32 vectors.
+      centered: as in `to_float`.
+      random_flip: mirror each image left to right with probability 1/2.
+      dequantize: add noise from U[0, 1).
+    """
+    key_flip, key_noise = jax.random.split(key)
+    if random_flip and x.ndim == 4:
+        x = jnp.where(jax.random.bernoulli(key_flip, shape=(len(x), 1, 1, 1)), x[:, :, ::-1], x)
+    return to_float(x, centered=centered, noise=jax.random.uniform(key_noise, x.shape) if dequantize else None)
 
 
 def to_uint8(x: np.ndarray, *, centered: bool) -> np.ndarray:
@@ -269,8 +251,8 @@ class Batches:
     and no example is left out.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, transform: Callable):
-        self._dataset, self._batch_size, self._seed, self._transform = dataset, batch_size, seed, transform
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, rows: np.ndarray):
+        self._dataset, self._batch_size, self._rows = dataset, batch_size, rows
         self._order = functools.lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(dataset.size)
         )
@@ -279,35 +261,36 @@ class Batches:
         return 2**40
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        epoch, place = np.divmod(np.arange(k * self._batch_size, (k + 1) * self._batch_size), self._dataset.size)
+        epoch, place = np.divmod(k * self._batch_size + self._rows, self._dataset.size)
         x, y = self._dataset.read(np.array([self._order(int(e))[p] for e, p in zip(epoch, place, strict=True)]))
-        # A stream of its own, apart from that of the permutations.
-        return {"x": self._transform(x, np.random.default_rng((self._seed, k, 1))), "y": y}
+        return {"x": x, "y": y}
 
 
-def chunks(n: int, size: int) -> list[tuple[np.ndarray, int]]:
+def chunks(n: int, size: int, *, multiple: int = 1) -> list[tuple[np.ndarray, int]]:
     """Indices that walk n examples, min(n, size) at a time, and how many of them count.
 
-    The last are filled up, so that nothing compiles anew.
+    All are filled up to one length, a multiple of `multiple`, so that nothing compiles anew.
     """
     size = min(n, size)
     parts = [np.arange(start, min(n, start + size)) for start in range(0, n, size)]
-    return [(np.resize(part, size), len(part)) for part in parts]
+    return [(np.resize(part, -(-size // multiple) * multiple), len(part)) for part in parts]
 
 
-def batches(dataset: Dataset, batch_size: int, *, seed: int, transform: Callable) -> grain.DatasetIterator:
+def batches(dataset: Dataset, batch_size: int, *, seed: int, rows: np.ndarray | None = None) -> grain.DatasetIterator:
     """An endless iterator over training batches, read ahead by threads.
 
     Args:
       dataset: the data.
       batch_size: examples in a batch.
-      seed: of the shuffles and of the transform's draws.
-      transform: `transform(x, rng) -> float32`, see `to_float`.
+      seed: of the shuffles.
+      rows: those of each batch to read, in order, all unless told: what one process of several needs.
 
     Returns:
-      An iterator of `{'x': float32 [batch, ...], 'y': int32 [batch]}` with `get_state()` and `set_state(state)`.
+      An iterator of `{'x': [rows, ...], 'y': int32 [rows]}`, raw, with `get_state()` and `set_state(state)`.
     """
-    source = grain.MapDataset.source(Batches(dataset, batch_size, seed, transform))
+    source = grain.MapDataset.source(
+        Batches(dataset, batch_size, seed, np.arange(batch_size) if rows is None else rows)
+    )
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 

@@ -13,6 +13,7 @@ from score_jax import data, inverse, lookup, operators, parameterization, replac
 from score_jax.build import make_guided_score_fn, make_sampler, open_data
 from score_jax.context import Run
 from score_jax.errors import UserError, nearest
+from score_jax.images import read_images
 from score_jax.sde import ScoreFn, sample_prior
 from score_jax.workdir import save_edits
 
@@ -95,7 +96,7 @@ def interpolate(run: Run) -> None:
             "--mode=interpolate needs 2 images or more, config.editing.num_between of 0 or more and a positive "
             f"config.editing.temperature, got {len(images)}, {editing.num_between} and {editing.temperature}"
         )
-    x = data.to_float(images[: len(images) // 2 * 2], np.random.default_rng(0), centered=config.data.centered)
+    x = data.to_float(images[: len(images) // 2 * 2], centered=config.data.centered)
     pairs = x.reshape(-1, 2, *x.shape[1:]), labels[: len(x)].reshape(-1, 2)
     weights = np.linspace(0, 1, editing.num_between + 2)
     tolerance = {name: config.evaluation.likelihood[name] for name in ("rtol", "atol", "solver")}
@@ -135,7 +136,7 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
         score_fn = make_guided_score_fn(config, run.sampling_sde, run.network, params, y, classifier)
         return edit(key, score_fn, x, ts)
 
-    x = data.to_float(images, np.random.default_rng(0), centered=config.data.centered)
+    x = data.to_float(images, centered=config.data.centered)
     ts, chunks = run.grid(state.ema), []
     for i, (part, _) in enumerate(data.chunks(len(x), config.sampling.batch_size)):
         chunks.append(
@@ -162,7 +163,7 @@ def _images(run: Run) -> tuple[np.ndarray, np.ndarray]:
         return test.read(np.arange(min(test.size, config.sampling.num_samples)))
     if run.classes:
         raise UserError("config.editing.images: the network is told classes, and files have none; '' is the test split")
-    images = data.read_images(pathlib.Path(config.editing.images), shape)
+    images = read_images(pathlib.Path(config.editing.images), shape)
     return images, np.zeros(len(images), np.int32)
 
 
@@ -174,7 +175,7 @@ def _mask(run: Run) -> Array:
         down, along = (np.arange(size) / size + 0.5 / size for size in (height, width))
         hidden = MASKS[name](down[:, None], along[None, :], np.random.default_rng(run.config.seed))
     elif pathlib.Path(name).is_file():
-        hidden = data.read_images(pathlib.Path(name), (height, width, 1))[0, :, :, 0] < 128
+        hidden = read_images(pathlib.Path(name), (height, width, 1))[0, :, :, 0] < 128
     else:
         raise UserError(f"config.editing.mask: neither a mask nor a file: {name!r}{nearest(name, MASKS)}")
     return jnp.asarray(~hidden).reshape(1, height, width, 1)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from score_jax import data, metrics
+from score_jax import data, metrics, sharding
 from score_jax.errors import UserError
 from score_jax.networks.dequantizer import Dequantizer
 from score_jax.sde import SDE, ScoreFn, perturb
@@ -77,7 +78,6 @@ def against_data(
     generated: np.ndarray,
     datasets: Sequence[data.Dataset],
     *,
-    centered: bool,
     classifier: bool,
     labels: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -86,9 +86,8 @@ def against_data(
     Images are compared in [-1, 1], whatever the range of training, so that experiments compare with one another.
 
     Args:
-      generated: samples in the range of training; images are rounded to the 256 values that a file would hold.
+      generated: samples, images as uint8.
       datasets: where the real examples are.
-      centered: whether the range of training is [-1, 1], otherwise [0, 1].
       classifier: whether to score by a logistic regression fitted to the real examples and their labels.
       labels: of the samples, if they were made for some; the classifier then also tells which of them look their
         class, `class_agreement`, beside its accuracy on real examples, none of which it was fitted to.
@@ -96,9 +95,8 @@ def against_data(
     rng = np.random.default_rng(0)
     real, y = (np.concatenate(part) for part in zip(*(d.read(np.arange(d.size)) for d in datasets), strict=True))
     order = rng.permutation(len(real))
-    real = data.to_float(real[order], rng, centered=True)
-    if generated.ndim == 4:
-        generated = data.to_float(data.to_uint8(generated, centered=centered), rng, centered=True)
+    real = data.to_float(real[order], centered=True)
+    generated = data.to_float(generated, centered=True)
     y = y[order]
     table = compare(generated, real, classifier=logistic_regression(real, y) if classifier else None)
     if classifier and labels is not None:
@@ -141,6 +139,7 @@ def likelihood(
     atol: float,
     solver: str,
     dequantizer: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Bits per dimension of images of a data set.
 
@@ -152,6 +151,7 @@ def likelihood(
       num_images: how many, or all of them if that is fewer.
       batch_size: images at a time.
       centered: as in `likelihood.bits_per_dim`, and so the rest.
+      mesh: of the devices to divide the images over, if it is not one alone.
 
     Returns:
       `bits_per_dim` and its `standard_error` over the images, whose noise and probes are in it; `num_images`; and
@@ -161,13 +161,13 @@ def likelihood(
     from score_jax.ode import SolverError
 
     bits, num_evaluations = [], []
-    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size)):
+    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size, mesh)):
         try:
             result = bits_per_dim(
                 jax.random.fold_in(key, i),
                 sde,
-                make_score_fn(jnp.asarray(y)),
-                jnp.asarray(x),
+                make_score_fn(y),
+                x,
                 centered=centered,
                 dequantized=dequantized,
                 divergence=divergence,
@@ -180,7 +180,7 @@ def likelihood(
             )
         except SolverError as error:
             raise UserError(str(error)) from error
-        bits.append(np.asarray(result.bits_per_dim)[:count])
+        bits.append(sharding.to_host(result.bits_per_dim)[:count])
         num_evaluations.append(int(result.num_evaluations))
     everything = np.concatenate(bits)
     return {
@@ -248,6 +248,7 @@ def accuracy(
     num_images: int,
     batch_size: int,
     centered: bool,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """The share of images of a data set whose class a classifier tells, at five times of the process.
 
@@ -259,6 +260,7 @@ def accuracy(
       num_images: how many, or all of them if that is fewer.
       batch_size: images at a time.
       centered: whether the range of training is [-1, 1], otherwise [0, 1].
+      mesh: as in `likelihood`.
 
     Returns:
       `{'accuracy_at_0.25': ...}` for each time.
@@ -272,16 +274,20 @@ def accuracy(
 
         return jax.lax.map(at, times)
 
-    rng, found = np.random.default_rng(0), []
-    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size)):
-        x = data.to_float(x, rng, centered=centered)
-        found.append(np.asarray(right(logits_fn, jax.random.fold_in(key, i), x, y))[:, :count])
+    found = []
+    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size, mesh)):
+        x = data.to_float(x, centered=centered)
+        found.append(sharding.to_host(right(logits_fn, jax.random.fold_in(key, i), x, y))[:, :count])
     shares = np.concatenate(found, axis=1).mean(axis=1)
     return {f"accuracy_at_{t:.2g}": float(share) for t, share in zip(times, shares, strict=True)}
 
 
-def _batches(dataset: data.Dataset, num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _batches(
+    dataset: data.Dataset, num_images: int, batch_size: int, mesh: Mesh | None
+) -> Iterator[tuple[Array, Array, int]]:
     """Raw images chosen at random, but always the same, their labels, and how many of the batch count."""
+    mesh = mesh or sharding.make_mesh(data=1)
     chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
-    for part, count in tqdm(data.chunks(len(chosen), batch_size), unit="batch", disable=None):
-        yield *dataset.read(chosen[part]), count
+    parts = data.chunks(len(chosen), batch_size, multiple=sharding.num_shards(mesh))
+    for part, count in tqdm(parts, unit="batch", disable=None):
+        yield *sharding.put(mesh, dataset.read(chosen[part])), count

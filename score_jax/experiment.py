@@ -1,7 +1,10 @@
 """The modes of `run.py`.  With `build` and `context`, which make the objects, the only reader of a config."""
 
+import contextlib
+import errno
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, train
+from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, sharding, train
 from score_jax.build import (
     is_classifier,
     make_loss,
@@ -31,7 +34,8 @@ __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde",
 
 
 def _train(run: Run) -> None:
-    with sole_writer(run.workdir), termination() as stopped:
+    first = jax.process_index() == 0
+    with sole_writer(run.workdir) if first else contextlib.nullcontext(), termination() as stopped:
         state = _fit(run, stopped)
     if int(state.step) < run.config.training.num_steps:
         print(f"stopped at step {state.step}; the same command goes on from there")
@@ -41,16 +45,17 @@ def _train(run: Run) -> None:
         run.write_samples(int(state.step), state.ema)
 
 
-def _fit(run: Run, stopped: Callable[[], bool]) -> train.TrainState:
-    config = run.config
-    num_steps = config.training.num_steps
+def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
+    config, mesh = run.config, run.mesh
+    num_steps, batch_size, accumulate = (config.training[n] for n in ("num_steps", "batch_size", "accumulate"))
+    if accumulate < 1 or batch_size % (accumulate * sharding.num_shards(mesh)):
+        raise UserError(
+            f"config.training.batch_size: {batch_size} does not divide into accumulate={accumulate} parts for "
+            f"{sharding.num_shards(mesh)} devices"
+        )
     run.dataset.read(np.arange(1))  # What cannot be read fails here.
-
-    def transform(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        fields = ("centered", "random_flip", "dequantize")
-        return data.to_float(x, rng, **{name: config.data[name] for name in fields})
-
-    batches = data.batches(run.dataset, config.training.batch_size, seed=config.seed, transform=transform)
+    rows = sharding.local_rows(mesh, batch_size)
+    batches = data.batches(run.dataset, batch_size, seed=config.seed, rows=rows)
     with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
         start = 0
         if found := checkpoint.restore_newest(manager, run.state):
@@ -60,27 +65,26 @@ def _fit(run: Run, stopped: Callable[[], bool]) -> train.TrainState:
         else:
             state = run.first_state()
         step_fn = train.make_train_step(
-            make_loss(config, run.sde, run.network), run.optimizer, ema_decay=config.training.ema_decay
+            make_loss(config, run.sde, run.network),
+            run.optimizer,
+            ema_decay=config.training.ema_decay,
+            accumulate=accumulate,
+            out_shardings=(run.shardings, sharding.replicated(mesh)),
         )
         with MetricLog(run.workdir, start=start, num_steps=num_steps) as log:
-            try:
-                return train.fit(
-                    step_fn,
-                    state,
-                    run.key_train,
-                    batches,
-                    num_steps=num_steps,
-                    log_every=config.training.log_every,
-                    checkpoint_every=config.training.checkpoint_every,
-                    log=log,
-                    save=lambda step, state: checkpoint.save(manager, step, state, batches.get_state()),
-                    stopped=stopped,
-                )
-            except UserError as error:
-                manager.wait_until_finished()
-                kept = manager.latest_step()
-                kept = f"the checkpoint of step {kept} is kept" if kept else "there is no checkpoint yet"
-                raise UserError(f"{error}; {kept}; try a lower config.training.learning_rate") from error
+            return train.fit(
+                step_fn,
+                state,
+                run.key_train,
+                (sharding.put_local(mesh, batch, batch_size) for batch in batches),
+                num_steps=num_steps,
+                log_every=config.training.log_every,
+                checkpoint_every=config.training.checkpoint_every,
+                log=log,
+                save=lambda step, state: checkpoint.save(manager, step, state, batches.get_state()),
+                max_skipped=config.training.max_skipped,
+                stopped=stopped,
+            )
 
 
 def _sample(run: Run) -> None:
@@ -90,7 +94,7 @@ def _sample(run: Run) -> None:
 
 def _evaluate(run: Run) -> None:
     config = run.config
-    _, state = run.restore()
+    step, state = run.restore()
     if is_classifier(config):
         return _evaluate_classifier(run, state.ema)
     batch_size = config.sampling.batch_size
@@ -101,21 +105,17 @@ def _evaluate(run: Run) -> None:
         reference = lookup.call(
             features.reference, extractor, run.dataset, field=field, batch_size=batch_size, statistics=statistics
         )
-    generated = run.generate(state.ema, config.evaluation.num_samples)
-    if extractor:
-        table = features.against_data(
-            extractor, generated, reference, test, centered=config.data.centered, batch_size=batch_size
-        )
-    else:
-        table = evaluate.against_data(
-            generated,
-            [run.dataset, test],
-            centered=config.data.centered,
-            classifier=config.evaluation.classifier,
-            labels=np.arange(len(generated)) % run.classes if run.classes else None,
-        )
-    (run.workdir / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
-    print(evaluate.as_text(table))
+    with run.samples(step, state.ema, config.evaluation.num_samples) as generated:
+        if extractor:
+            table = features.against_data(extractor, generated, reference, test, batch_size=batch_size)
+        else:
+            table = evaluate.against_data(
+                generated,
+                [run.dataset, test],
+                classifier=config.evaluation.classifier,
+                labels=np.arange(len(generated)) % run.classes if run.classes else None,
+            )
+    _write(run, "evaluation", table, evaluate.as_text(table))
 
 
 def _extractor(config: ConfigDict) -> features.Extractor | None:
@@ -139,13 +139,19 @@ def _evaluate_classifier(run: Run, params: Any) -> None:
         num_images=config.evaluation.num_samples,
         batch_size=config.sampling.batch_size,
         centered=config.data.centered,
+        mesh=run.mesh,
     )
-    _write_numbers(run, "accuracy", table)
+    _write(run, "accuracy", table, _numbers(table))
 
 
-def _write_numbers(run: Run, name: str, table: dict[str, float]) -> None:
-    (run.workdir / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
-    print("\n".join(f"{name:28}{value:12.5g}" for name, value in table.items()))
+def _numbers(table: dict[str, float]) -> str:
+    return "\n".join(f"{name:28}{value:12.5g}" for name, value in table.items())
+
+
+def _write(run: Run, name: str, table: dict[str, Any], text: str) -> None:
+    print(text)
+    if jax.process_index() == 0:
+        (run.workdir / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 def _likelihood(run: Run) -> None:
@@ -176,10 +182,11 @@ def _likelihood(run: Run) -> None:
         field="config.evaluation.likelihood",
         num_images=config.evaluation.num_samples,
         batch_size=config.sampling.batch_size,
+        mesh=run.mesh,
         **images,
         **fields,
     )
-    _write_numbers(run, "likelihood", table)
+    _write(run, "likelihood", table, _numbers(table))
 
 
 def _export(run: Run) -> None:
@@ -209,7 +216,19 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretraine
     act = lookup.choose(MODES, mode, "--mode")
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
+    workdir = pathlib.Path(workdir)
     train.tune_cpu()
-    opened = Run(config, pathlib.Path(workdir), pretrained)
-    act(opened)
-    print("report:", report.write_report(opened.workdir))
+    lookup.call(sharding.initialize, field="config.distributed", **config.distributed)
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compilation_cache"))
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() > 0:  # One speaks for all.
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            act(Run(config, workdir, pretrained))
+            if jax.process_index() == 0:
+                print("report:", report.write_report(workdir))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(f"cannot write to {workdir}, its checkpoints are as they were: {error}") from error

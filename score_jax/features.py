@@ -255,28 +255,24 @@ def against_data(
     real: Seen,
     test: data.Dataset,
     *,
-    centered: bool,
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
     """Every metric of generated images against all training images, beside that of as many test images, or all.
 
     Args:
       extractor: the network of features.
-      generated: samples in the range of training; they are rounded to the 256 values that a file would hold.
+      generated: uint8 `[n, h, w, c]`.
       real: what it sees in the training images, of `reference`.
       test: other real images.
-      centered: whether the range of training is [-1, 1], otherwise [0, 1].
       batch_size: images at a time.
 
     Returns:
       `{metric: {'generated': value, 'real': value}}`, and the numbers of images under `num_samples`.
     """
 
-    def rounded() -> Iterator[np.ndarray]:
-        for start in tqdm(range(0, len(generated), batch_size), unit="batch", disable=None):
-            yield data.to_uint8(generated[start : start + batch_size], centered=centered)
-
-    columns = {"generated": rounded(), "real": _read(test, len(generated), batch_size)}
+    starts = tqdm(range(0, len(generated), batch_size), unit="batch", disable=None)
+    samples = (generated[start : start + batch_size] for start in starts)
+    columns = {"generated": samples, "real": _read(test, len(generated), batch_size)}
     table: dict[str, dict[str, float]] = {"num_samples": {}}
     for column, images in columns.items():
         seen = extract(extractor, images)

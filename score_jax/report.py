@@ -74,6 +74,10 @@ def _curve(rows: list[dict[str, Any]], name: str) -> str:
     figure, axes = _axes(8, 3)
     points = [(row["step"], row[name]) for row in rows if name in row]
     axes.plot(*zip(*points, strict=True), lw=1)
+    if name == "loss":  # Of the steps between two points the mean and, where a spike shows, the largest.
+        points = [(row["step"], row["loss_max"]) for row in rows if "loss_max" in row]
+        axes.plot(*zip(*points, strict=True), lw=0.5, color="tab:orange", label="the largest")
+        axes.legend(frameon=False)
     axes.set_xlabel("step")
     axes.set_ylabel(name.replace("_", " "))
     if name == "loss" and all(value > 0 for _, value in points):
@@ -120,7 +124,10 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         last = rows[-1]
         numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in last.items() if k != "step")
         parts.append(f"<p>Step {last['step']:,}: {html.escape(numbers)}.</p><h2>Training</h2>")
-        parts += [_curve(rows, name) for name in last if name != "step"]
+        drawn = {name: None for row in rows for name in row if name not in ("step", "loss_max", "skipped")}
+        if any(row.get("skipped") for row in rows):
+            drawn["skipped"] = None
+        parts += [_curve(rows, name) for name in drawn]
     evaluation = workdir / "evaluation.json"
     if evaluation.exists():
         parts.append("<h2>Evaluation</h2>" + _evaluation_table(json.loads(evaluation.read_text())))

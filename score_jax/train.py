@@ -10,7 +10,6 @@ starts as a copy and forgets it by the warm-up of d.
 """
 
 import functools
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -50,18 +50,21 @@ class TrainState(NamedTuple):
       params: the network's parameters.
       ema: their moving average (Eq. 1), which sampling uses.
       opt_state: the optimizer's state.
+      skipped: how many steps in a row, up to this one, changed nothing as their gradient was not finite, int32.
     """
 
     step: Array
     params: PyTree
     ema: PyTree
     opt_state: PyTree
+    skipped: Array
 
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    # A copy: were the average an alias of the parameters, their buffers could not be donated.
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    # Copies: were one an alias of the other, its buffer could not be donated.
+    return TrainState(zero, params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.copy(zero))
 
 
 def make_optimizer(
@@ -92,31 +95,63 @@ def make_optimizer(
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: float
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    accumulate: int = 1,
+    out_shardings: Any = None,
 ) -> Callable[[TrainState, Array, PyTree], tuple[TrainState, dict[str, Array]]]:
     """One step of gradient descent and of the moving average, jitted, its state donated.
+
+    A step whose loss or gradient is not finite changes neither parameters nor optimizer, and is counted.
 
     Args:
       loss_fn: `loss_fn(params, key, batch) -> scalar`.
       optimizer: an optax transformation.
       ema_decay: the largest decay in Eq. 1.
+      accumulate: into how many parts to divide a batch, one after the other in memory.
+      out_shardings: as in `jax.jit`, of the state and of the metrics; those of the state that is passed, so that the
+        next step compiles nothing.
 
     Returns:
       `step(state, key, batch) -> (state, {'loss', 'grad_norm'})`; pass the same `key` every time.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
     def step(state: TrainState, key: Array, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, key, batch)
+        loss, grads = _gradient(loss_fn, accumulate, state.params, key, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        after = TrainState(state.step, params, ema, opt_state, jnp.zeros_like(state.skipped))
+        before = state._replace(skipped=state.skipped + 1)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+        return after._replace(step=state.step + 1), metrics
 
     return step
+
+
+def _gradient(loss_fn: LossFn, accumulate: int, params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+    """The loss and its gradient, means over `accumulate` parts of a batch."""
+    gradient = jax.value_and_grad(loss_fn)
+    if accumulate == 1:
+        return gradient(params, key, batch)
+
+    def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+    # A part is every n-th example, so that all devices have a share of it.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    keys = jax.random.split(key, accumulate)
+    # XLA's CPU backend is tens of times slower at the gradient of a convolution within a loop.
+    total, _ = jax.lax.scan(add, zeros, (keys, parts), unroll=jax.default_backend() == "cpu")
+    return jax.tree.map(lambda x: x / accumulate, total)
 
 
 def fit(
@@ -130,12 +165,14 @@ def fit(
     checkpoint_every: int,
     log: Callable[[int, dict[str, float]], None],
     save: Callable[[int, TrainState], None],
-    stopped: Callable[[], bool] = lambda: False,
+    max_skipped: int = 0,
+    stopped: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Train up to `num_steps`, from wherever `state` stands, or until it is stopped.
 
-    The host waits for the device only where it logs or saves; the metrics logged are means over
-    the steps since.
+    The host waits for the device only where it logs or saves.  The metrics logged are means over
+    the steps since, but for those that were skipped; beside them `loss_max`, the largest loss, where
+    a spike shows, and `skipped`, the number of steps with a gradient that was not finite.
 
     Args:
       train_step: from `make_train_step`.
@@ -147,30 +184,43 @@ def fit(
       checkpoint_every: steps between calls of `save`, which is called after the last step, too.
       log: `log(step, metrics)`.
       save: `save(step, state)`.
-      stopped: asked after every step; once it is true the state is saved and training ends.
+      max_skipped: how many steps in a row may be skipped.
+      stopped: asked after every step, with its number; once it is true the state is saved and training ends.
 
     Raises:
-      UserError: when the loss or the gradient is not finite; nothing is saved from then on.
+      UserError: when more steps in a row were skipped, after saving what they left as it was.
     """
-    total: dict[str, Array] | None = None
-    count, since = 0, time.perf_counter()
+    seen: list[dict[str, Array]] = []
+    since = time.perf_counter()
     for step in range(int(state.step) + 1, num_steps + 1):
         state, metrics = train_step(state, key, next(batches))
-        # Sums stay on the device, and one that is not finite remains so.
-        total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-        count += 1
-        stopping = stopped()
+        seen.append(metrics)
+        stopping = stopped(step)
         saves = step % checkpoint_every == 0 or step == num_steps or stopping
         if not (saves or step % log_every == 0):
             continue
-        means = {name: float(value) / count for name, value in jax.device_get(total).items()}
-        if not all(map(math.isfinite, means.values())):
-            values = ", ".join(f"{name} {value}" for name, value in means.items())
-            raise UserError(f"training diverged between steps {step - count + 1} and {step}: {values}")
-        log(step, {**means, "steps_per_second": count / (time.perf_counter() - since)})
+        rows, skipped = jax.device_get((seen, state.skipped))
+        if skipped > max_skipped:
+            save(step, state)
+            raise UserError(
+                f"training diverged: the last {skipped} gradients, up to step {step}, are not finite; they "
+                "changed nothing, and what was before them is saved: try a lower config.training.learning_rate"
+            )
+        log(step, _summary(rows) | {"steps_per_second": len(rows) / (time.perf_counter() - since)})
         if saves:
             save(step, state)
         if stopping:
             break
-        total, count, since = None, 0, time.perf_counter()
+        seen, since = [], time.perf_counter()
     return state
+
+
+def _summary(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Of the metrics of some steps, as `fit` logs them; without a loss if all were skipped."""
+    table = np.array([[row["loss"], row["grad_norm"]] for row in rows], np.float64)
+    finite = table[np.isfinite(table).all(axis=1)]
+    summary: dict[str, float] = {"skipped": len(rows) - len(finite)}
+    if not len(finite):
+        return summary
+    loss, grad_norm = finite.mean(axis=0).tolist()
+    return {"loss": loss, "grad_norm": grad_norm, "loss_max": float(finite[:, 0].max()), **summary}

@@ -13,25 +13,31 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import yaml
+from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from score_jax import data, report
 from score_jax.errors import UserError
 
-__all__ = ["MetricLog", "open_workdir", "save_edits", "save_samples", "sole_writer", "termination"]
+__all__ = ["MetricLog", "SampleFile", "open_workdir", "save_edits", "save_samples", "sole_writer", "termination"]
 
 # What may differ when a run goes on or is sampled from: none of it changes the steps already taken.
 FREE = (
     "training.num_steps",
     "training.log_every",
     "training.checkpoint_every",
+    "training.accumulate",
+    "training.max_skipped",
     "sampling",
     "evaluation",
     "editing",
     "data.dir",
+    "mesh",
+    "distributed",
 )
 
 
@@ -58,10 +64,11 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
                     f"{path} holds a run of another config: {name} is {old.get(name)!r} there and {new.get(name)!r} "
                     "here; choose another --workdir, or give the same config"
                 )
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and any(p.name != "config.yaml.part" for p in path.iterdir()):
         raise UserError(f"{path} is not empty and has no config.yaml: choose another --workdir")
-    (path / "samples").mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(plain, sort_keys=False))
+    path.mkdir(parents=True, exist_ok=True)
+    _replace(file, yaml.safe_dump(plain, sort_keys=False))
+    (path / "samples").mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -80,15 +87,21 @@ def sole_writer(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[Callable[[], bool]]:
-    """Tells whether the process was asked to end (SIGTERM, as schedulers do), which does not end it meanwhile."""
+def termination() -> Iterator[Callable[[int], bool]]:
+    """Tells whether the run was asked to end (SIGTERM, as schedulers do), which does not end it meanwhile.
+
+    Of several processes one may be asked; all are told, at the same step.
+    """
     told = threading.Event()
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point  # JAX handles the signal.
+        return
     if threading.current_thread() is not threading.main_thread():
-        yield told.is_set  # Signals are the main thread's.
+        yield lambda step: False  # Signals are the main thread's.
         return
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
-        yield told.is_set
+        yield lambda step: told.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -108,14 +121,14 @@ class MetricLog:
     """
 
     def __init__(self, path: pathlib.Path, *, start: int, num_steps: int):
+        self._num_steps = num_steps
         self._file = path / "metrics.jsonl"
         # A killed run may have logged steps after its last checkpoint; they are taken again.
         lines = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        self._file.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        _replace(self._file, "".join(line + "\n" for line in kept))
         self._events = SummaryWriter(str(path), purge_step=start + 1)
         self._bar = tqdm(total=num_steps, initial=start, unit="step", disable=not sys.stderr.isatty())
-        self._num_steps = num_steps
 
     def __enter__(self) -> "MetricLog":
         return self
@@ -131,22 +144,74 @@ class MetricLog:
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
         self._bar.update(step - self._bar.n)
-        self._bar.set_postfix(loss=f"{metrics['loss']:.4g}")
+        loss = f"{metrics.get('loss', float('nan')):.4g}"  # None of the steps may have had one.
+        self._bar.set_postfix(loss=loss)
         if self._bar.disable:
-            rate = metrics["steps_per_second"]
+            rate, skipped = metrics["steps_per_second"], metrics["skipped"]
             left = (self._num_steps - step) / rate
+            told = f"  {skipped} steps skipped: the gradient was not finite" if skipped else ""
             print(
-                f"step {step}/{self._num_steps}  loss {metrics['loss']:.4g}  {rate:.1f} steps/s  {left:.0f} s left",
-                flush=True,
+                f"step {step}/{self._num_steps}  loss {loss}  {rate:.1f} steps/s  {left:.0f} s left{told}", flush=True
             )
 
 
-def save_samples(path: pathlib.Path, step: int, samples: np.ndarray, *, centered: bool) -> pathlib.Path:
+class SampleFile:
+    """An array of samples on disk, filled chunk by chunk, that a killed process leaves to the next one.
+
+    Its files are `samples/partial.npy` and, saying of which samples it holds how many, `samples/partial.json`.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._array, self._progress = path / "samples/partial.npy", path / "samples/partial.json"
+
+    def start(self, shape: tuple[int, ...], dtype: Any, what: dict[str, Any]) -> int:
+        """Begin, unless the file holds such samples already; how many it does.
+
+        Args:
+          shape: of all samples.
+          dtype: of them.
+          what: all that tells these samples from others.
+        """
+        what = json.loads(json.dumps({"shape": shape, **what}))
+        found = json.loads(self._progress.read_text()) if self._progress.exists() else {}
+        if found.get("what") == what:
+            print(f"going on after {found['done']} of {shape[0]} samples")
+            return found["done"]
+        self._progress.unlink(missing_ok=True)
+        np.lib.format.open_memmap(self._array, "w+", dtype, shape).flush()
+        _replace(self._progress, json.dumps({"what": what, "done": 0}))
+        return 0
+
+    def append(self, samples: np.ndarray) -> None:
+        """Add samples."""
+        progress, array = json.loads(self._progress.read_text()), np.load(self._array, mmap_mode="r+")
+        end = progress["done"] + len(samples)
+        array[progress["done"] : end] = samples
+        array.flush()
+        _replace(self._progress, json.dumps({**progress, "done": end}))
+
+    def open(self) -> np.ndarray:
+        """The array, read as it is needed."""
+        return np.load(self._array, mmap_mode="r")
+
+    def remove(self) -> None:
+        """Delete the files."""
+        self._progress.unlink()
+        self._array.unlink()
+
+
+def _replace(file: pathlib.Path, text: str) -> None:
+    """Write a file such that a kill leaves the old one or the new one."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def save_samples(path: pathlib.Path, step: int, samples: np.ndarray) -> pathlib.Path:
     """Write `samples/step_<N>.npz` (`arr_0`, images as uint8) and `.png`; returns the picture's path."""
-    stored = data.to_uint8(samples, centered=centered) if samples.ndim == 4 else samples
     stem = path / "samples" / f"step_{step}"
-    np.savez_compressed(stem.with_suffix(".npz"), stored)
-    report.save_picture(stem.with_suffix(".png"), stored)
+    np.savez_compressed(stem.with_suffix(".npz"), samples)
+    report.save_picture(stem.with_suffix(".png"), samples)
     return stem.with_suffix(".png")
 
 

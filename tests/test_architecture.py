@@ -23,6 +23,8 @@ EDGE = {
     "edit",
     "adopt",
     "features",
+    "sharding",
+    "images",
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}

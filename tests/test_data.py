@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ def test_cifar10_is_prepared_and_read_without_tensorflow(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_folder_of_images(tmp_path):
+def test_folder_of_images(tmp_path, capsys):
     for i, name in enumerate(["a/x.png", "b/y.jpg", "b/z.png"]):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20 + i, 12), (50 * i, 100, 0)).save(tmp_path / name)
@@ -57,8 +58,15 @@ def test_folder_of_images(tmp_path):
     with pytest.raises(UserError, match="differ in size"):
         data.load("folder", "train", data_dir=str(tmp_path)).read(np.arange(3))
     (tmp_path / "a/x.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"cannot read the image .*x.png"):
-        data.load("folder", "train", data_dir=str(tmp_path), image_size=8)
+    # The next one stands for it, with its own label.
+    x, y = data.load("folder", "train", data_dir=str(tmp_path), image_size=8).read(np.array([0, 2]))
+    assert list(y) == [1, 1]
+    assert np.abs(x[0].astype(int) - [50, 100, 0]).max() < 5
+    assert capsys.readouterr().out.count("a/x.png'; skipped") == 1
+    for i in range(11):
+        (tmp_path / f"b/bad{i}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot read the image .*bad9.png: .* and so 11 of 14 images: too many"):
+        data.load("folder", "train", data_dir=str(tmp_path), image_size=8).read(np.arange(14))
     with pytest.raises(UserError, match="no images"):
         data.load("folder", "train", data_dir=str(tmp_path / "none"))
 
@@ -82,12 +90,12 @@ def test_toys_are_centred(name):
 
 
 def test_scaling_and_back():
-    x, rng = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), np.random.default_rng(0)
+    x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     for centered in (False, True):
-        y = data.to_float(x, rng, centered=centered)
+        y = data.to_float(x, centered=centered)
         assert (y.min(), y.max()) == (-1.0 if centered else 0.0, 1.0)
         np.testing.assert_array_equal(data.to_uint8(y, centered=centered), x)
-    noisy = data.to_float(x, rng, centered=False, dequantize=True)
+    noisy = data.augment(jax.random.key(0), x, centered=False, random_flip=False, dequantize=True)
     np.testing.assert_array_equal(np.floor(noisy * 256), x)  # In [k/256, (k + 1)/256).
     assert noisy.dtype == np.float32
 
@@ -95,7 +103,8 @@ def test_scaling_and_back():
 def test_flips_mirror_half_of_the_images():
     """400 draws: the share is within 4 standard errors, 0.1, of a half."""
     x = np.tile(np.arange(4, dtype=np.uint8).reshape(1, 1, 4, 1), (400, 1, 1, 1))
-    y = data.to_float(x, np.random.default_rng(0), centered=False, random_flip=True) * 255
+    y = data.augment(jax.random.key(0), x, centered=False, random_flip=True, dequantize=False)
+    y = np.round(255 * np.asarray(y))
     flipped = y[:, 0, 0, 0] == 3
     assert abs(flipped.mean() - 0.5) < 0.1
     np.testing.assert_allclose(y[flipped][0, 0, :, 0], [3, 2, 1, 0])
@@ -106,7 +115,7 @@ def test_batches_cover_each_epoch_and_resume():
     dataset = data.Dataset(10, (1,), lambda i: (x[i], np.zeros(len(i), np.int32)))
 
     def start():
-        return data.batches(dataset, 4, seed=0, transform=lambda x, rng: x + 0 * rng.random(x.shape))
+        return data.batches(dataset, 4, seed=0)
 
     batches = start()
     seen = np.concatenate([next(batches)["x"][:, 0] for _ in range(5)])

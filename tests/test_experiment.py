@@ -340,11 +340,13 @@ def test_other_mistakes(tmp_path):
         experiment.run(tiny(), "train", tmp_path / "mine")
 
 
-def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path):
+def test_a_diverging_run_ends_with_its_last_good_parameters(tmp_path):
     config = tiny()
-    config.training.update(learning_rate=1e30, warmup_steps=0, checkpoint_every=1)
-    with pytest.raises(UserError, match=r"diverged .*the checkpoint of step \d+ is kept"):
+    config.training.update(learning_rate=1e30, warmup_steps=0, max_skipped=2, log_every=1)
+    with pytest.raises(UserError, match=r"diverged: the last 3 gradients, up to step \d, are not finite"):
         experiment.run(config, "train", tmp_path)
+    _, state = experiment.Run(config, tmp_path).restore()
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,19 @@ def quadratic(params, key, batch):
     return jnp.sum((params["w"] - batch) ** 2) / 2
 
 
-def fit(state, step, *, num_steps=10, batch=2.0, log_every=5, checkpoint_every=4):
-    logged, saved = [], []
+def fit(state, step, *, num_steps=10, batches=None, log_every=5, checkpoint_every=4, max_skipped=0, saved=None):
+    logged, saved = [], [] if saved is None else saved
     state = train.fit(
         step,
         state,
         jax.random.key(0),
-        itertools.repeat(jnp.full(3, batch)),
+        iter(batches or itertools.repeat(jnp.full(3, 2.0))),
         num_steps=num_steps,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
         log=lambda n, metrics: logged.append((n, metrics)),
-        save=lambda n, state: saved.append(n),
+        save=lambda n, state: saved.append((n, jax.device_get(state))),
+        max_skipped=max_skipped,
     )
     return state, logged, saved
 
@@ -45,7 +46,7 @@ def test_steps_and_average_follow_their_equations():
         ema = decay * ema + (1 - decay) * w
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
     np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-5)
-    assert saved == [4, 8, 10]
+    assert [n for n, _ in saved] == [4, 8, 10]
     assert [n for n, _ in logged] == [4, 5, 8, 10]
     np.testing.assert_allclose(logged[0][1]["loss"], np.mean(losses[:4]), rtol=1e-5)
     np.testing.assert_allclose(logged[-1][1]["loss"], np.mean(losses[8:]), rtol=1e-5)
@@ -67,10 +68,44 @@ def test_the_key_changes_with_the_step_and_the_trace_does_not():
     assert len(traces) == 1
 
 
-def test_divergence_stops_and_saves_nothing():
-    step = train.make_train_step(quadratic, optax.sgd(1e20), ema_decay=0.9)
-    with pytest.raises(UserError, match="diverged between steps 1 and 4"):
-        fit(train.init_state({"w": jnp.zeros(3)}, optax.sgd(1e20)), step)
+def test_gradients_that_are_not_finite_change_nothing_up_to_a_limit():
+    """Batches 3 to 5 of ten are not finite: seven steps of the quadratic, and a count."""
+    optimizer = optax.adam(0.1)
+    step = train.make_train_step(quadratic, optimizer, ema_decay=0.5)
+    good, bad = jnp.full(3, 2.0), jnp.full(3, jnp.nan)
+
+    def run(batches, **options):
+        state = train.init_state({"w": jnp.zeros(3)}, optimizer)
+        return fit(state, step, num_steps=len(batches), batches=batches, checkpoint_every=100, **options)
+
+    skipping, logged, _ = run([good] * 2 + [bad] * 3 + [good] * 5, max_skipped=3)
+    plain, _, _ = run([good] * 7)
+    jax.tree.map(np.testing.assert_array_equal, skipping.params, plain.params)
+    jax.tree.map(np.testing.assert_array_equal, skipping.opt_state, plain.opt_state)
+    assert (int(skipping.step), int(skipping.skipped)) == (10, 0)
+    assert [(n, metrics["skipped"]) for n, metrics in logged] == [(5, 3), (10, 0)]
+    assert logged[0][1]["loss_max"] == pytest.approx(6.0)  # 3 (0 - 2)^2 / 2, of the first step.
+    saved = []
+    with pytest.raises(UserError, match="the last 4 gradients, up to step 5, are not finite"):
+        run([good] + [bad] * 4 + [good] * 5, max_skipped=3, saved=saved)
+    ((at, state),) = saved
+    one, _, _ = run([good])
+    assert at == 5
+    jax.tree.map(np.testing.assert_array_equal, state.params, one.params)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    def loss_fn(params, key, batch):
+        return jnp.mean(jnp.sum((params["w"][None] - batch) ** 2, axis=1))
+
+    batch = jax.random.normal(jax.random.key(0), (12, 3))
+    states = []
+    for accumulate in (1, 4):
+        step = train.make_train_step(loss_fn, optax.sgd(0.1), ema_decay=0.9, accumulate=accumulate)
+        state, metrics = step(train.init_state({"w": jnp.ones(3)}, optax.sgd(0.1)), jax.random.key(0), batch)
+        states.append((state.params["w"], metrics["loss"], metrics["grad_norm"]))
+    for whole, parts in zip(*states, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("decay", "last"), [("constant", 1.0), ("cosine", 0.0)])

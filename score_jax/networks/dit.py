@@ -9,6 +9,8 @@ knows, c, as adaptive layer normalisation (adaLN-zero),
 where a, b and g are dense in c and start at zero, so that a fresh block is the identity.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,8 @@ def _norm(x: Array) -> Array:
 class DiT(nn.Module):
     """A transformer of patches, whose output has the shape of its input, `[batch, height, width, channels]`.
 
+    `TENSOR_AXES` says how its parameters divide over devices: heads and hidden features, the axis by the path.
+
     The defaults are those of DiT-S/2; B, L and XL have width 768, 1024, 1152, depth 12, 24, 28, heads 12, 16, 16.
 
     Attributes:
@@ -58,6 +62,12 @@ class DiT(nn.Module):
       dtype: the precision of the computation; parameters and the output are float32.
       remat: whether blocks are computed again for the gradient: less memory, more time.
     """
+
+    TENSOR_AXES: ClassVar[dict[str, int]] = {
+        r"Block_\d+/Dense_[1235]/kernel": 1,
+        r"Block_\d+/Dense_[1235]/bias": 0,
+        r"Block_\d+/Dense_[46]/kernel": 0,
+    }
 
     width: int = 384
     depth: int = 12
