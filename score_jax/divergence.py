@@ -47,8 +47,8 @@ def exact_divergence(fn: Field, x: Array) -> tuple[Array, Array]:
     size = math.prod(x.shape[1:])
 
     def diagonal(i: Array) -> Array:
-        e = jnp.zeros(size, x.dtype).at[i].set(1.0).reshape(1, *x.shape[1:])
-        return push(jnp.broadcast_to(e, x.shape)).reshape(-1, size)[:, i]
+        e = jnp.zeros_like(x).reshape(-1, size).at[:, i].set(1.0)
+        return push(e.reshape(x.shape)).reshape(-1, size)[:, i]
 
     return value, jnp.sum(jax.lax.map(diagonal, jnp.arange(size), batch_size=min(size, CHUNK)), axis=0)
 

@@ -110,7 +110,7 @@ def twisted_smc(
         return (x, log_weights), jnp.isfinite(x).all()
 
     keys = jax.random.split(key, len(ts) - 1)
-    (x, log_weights), finite = jax.lax.scan(body, (x, jnp.zeros(len(x), x.dtype)), (keys, ts[:-1], ts[1:]))
+    (x, log_weights), finite = jax.lax.scan(body, (x, jnp.zeros_like(square(x))), (keys, ts[:-1], ts[1:]))
     check_finite(finite, "step", advice="take more steps")
     x = tweedie(sde, score_fn, x, ts[-1])
     log_weights = log_weights + log_likelihood(x, noise_std**2)

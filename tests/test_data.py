@@ -65,7 +65,7 @@ def test_folder_of_images(tmp_path, capsys):
     assert capsys.readouterr().out.count("a/x.png'; skipped") == 1
     for i in range(11):
         (tmp_path / f"b/bad{i}.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot read the image .*bad9.png: .* and so 11 of 14 images: too many"):
+    with pytest.raises(UserError, match=r"cannot read the image .*bad8.png: .* and so 11 of 14 images: too many"):
         data.load("folder", "train", data_dir=str(tmp_path), image_size=8).read(np.arange(14))
     with pytest.raises(UserError, match="no images"):
         data.load("folder", "train", data_dir=str(tmp_path / "none"))

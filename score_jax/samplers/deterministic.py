@@ -140,7 +140,8 @@ def picard(
 
         # The first guess: no noise is removed.
         start = jnp.broadcast_to(x[None], (num_points + 1, *x.shape)) * (alpha / alpha[:1])
-        carry = start, jnp.inf, 0
+        # Made from x, so that under `shard_map` it varies with the device, as the change will.
+        carry = start, jnp.max(jnp.full_like(x, jnp.inf)), 0
         path, _, _ = jax.lax.while_loop(lambda c: (c[1] > tolerance) & (c[2] < most), iterate, carry)
         return path[-1], state
 

@@ -161,7 +161,7 @@ def adaptive_sde(
         # As published 0.01, but no further than the signal-to-noise ratio rises by a tenth: where the process is stiff
         # a longer one may be accepted by chance.
         tenth = t - time_of_log_snr(sde, sde.log_snr(t) + 0.1)
-        return jnp.full(len(x), jnp.minimum(0.01 * (sde.t_max - sde.t_min), tenth))
+        return jnp.full_like(square(x), jnp.minimum(0.01 * (sde.t_max - sde.t_min), tenth))
 
     def attempt(path: Callable[[Array], tuple[Array, Array]], s: Array, carry: Any) -> Any:
         x, previous, t, noise, h, count = carry
@@ -192,7 +192,8 @@ def adaptive_sde(
         def going(carry: Any) -> Array:
             return jnp.any(carry[2] > s) & (carry[5] < max_steps)
 
-        start = x, x, jnp.full(len(x), t), (jnp.zeros(len(x)), jnp.zeros_like(x)), state, 0
+        each = square(x)  # Numbers made from x vary with the device as x does, under `shard_map`.
+        start = x, x, jnp.full_like(each, t), (jnp.zeros_like(each), jnp.zeros_like(x)), state, 0
         x, _, t, _, h, _ = jax.lax.while_loop(going, lambda carry: attempt(path, s, carry), start)
         return jnp.where(expand(t > s, x), jnp.nan, x), h
 
