@@ -3,10 +3,8 @@
 import importlib
 import json
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from test_data import write_cifar
 
-from score_jax import checkpoint, data, experiment, features, train
+from score_jax import checkpoint, data, experiment, features
 from score_jax.errors import UserError
 from score_jax.networks.inception import Features
 
@@ -154,45 +152,14 @@ def test_going_on_equals_never_stopping(trained, tmp_path):
 
 
 def assert_equal_states(config, first, second, step):
-    network = experiment.make_network(config)
-    optimizer = train.make_optimizer(1e-3, num_steps=6, warmup_steps=1, decay=config.training.decay)
-    x = np.zeros((1, 8, 8, 1), np.float32)
-    like = jax.eval_shape(lambda: train.init_state(network.init(jax.random.key(0), x, np.ones(1)), optimizer))
+    run = experiment.Run(config, first)
     states = []
     for workdir in (first, second):
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
             assert manager.latest_step() == step
-            states.append(checkpoint.restore(manager, step, like))
+            states.append(checkpoint.restore(manager, step, run.state))
     assert states[0][1] == states[1][1]
     jax.tree.map(np.testing.assert_array_equal, *(state for state, _ in states))
-
-
-def test_killed_and_started_again_equals_never_killed(tmp_path):
-    """kill -9 in the middle of training, in a process of its own."""
-    flags = ["--config=configs/vp_digits.py", "--config.network.features=4", "--config.network.multipliers=(1,)"]
-    settings = {"num_steps": 60, "batch_size": 4, "log_every": 10, "checkpoint_every": 20}
-    flags += [f"--config.training.{k}={v}" for k, v in settings.items()]
-    flags += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2", "--config.sampling.grid=log_snr"]
-
-    def start(workdir):
-        command = [sys.executable, "run.py", *flags, f"--workdir={workdir}"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    killed = start(tmp_path / "killed")
-    deadline = time.time() + 200
-    while not (tmp_path / "killed/checkpoints/20").exists() and time.time() < deadline:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not (tmp_path / "killed/report.html").exists(), "the run ended before it could be killed"
-    output = start(tmp_path / "killed").communicate(timeout=300)[0]
-    assert "resuming" in output, output
-    whole = start(tmp_path / "whole")
-    assert "report:" in whole.communicate(timeout=300)[0]
-    config = tiny()
-    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 60)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(10, 61, 10))
 
 
 def test_the_cifar_pipeline_end_to_end(tmp_path):

@@ -1,6 +1,9 @@
 """What goes wrong on clusters, and what is lost: nothing."""
 
+import contextlib
+import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -9,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_experiment import ROOT, tiny, untrained
+from test_experiment import ROOT, assert_equal_states, get_config, tiny, untrained
 
 from score_jax import checkpoint, experiment, workdir
 from score_jax.errors import UserError
@@ -31,6 +34,97 @@ def test_a_terminated_run_saves_where_it_stands(tmp_path):
     (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert f"stopped at step {step}; the same command goes on" in output
     assert f'"step": {step},' in metrics.read_text().splitlines()[-1]
+
+
+def test_killed_at_twenty_moments_equals_never_killed(tmp_path):
+    """SIGKILL while it starts, trains and saves, 20 times in one training: the same state, bit for bit, in the end."""
+    settings = {"num_steps": 500, "batch_size": 16, "log_every": 5, "checkpoint_every": 5}
+    flags = ["--config=configs/toy2d.py", "--config.network.features=16", "--config.sampling.num_samples=4"]
+    flags += ["--config.sampling.num_steps=2", "--config.sampling.grid=log_snr"]
+    flags += [f"--config.training.{k}={v}" for k, v in settings.items()]
+
+    def start(workdir):
+        command = [sys.executable, "run.py", *flags, f"--workdir={workdir}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    killed, rng = tmp_path / "killed", np.random.default_rng(0)
+
+    def newest():
+        return max((int(p.name) for p in (killed / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+    for i in range(20):
+        process, deadline, before = start(killed), time.time() + 100, newest()
+        # Every fourth at any moment, the others while they train and save.
+        while i % 4 and newest() == before and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5 if i % 4 else 6))
+        process.kill()
+        output = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL, output
+        assert "Traceback" not in output
+    output = start(killed).communicate(timeout=300)[0]
+    assert "resuming" in output
+    assert "report:" in start(tmp_path / "whole").communicate(timeout=300)[0]
+    config = get_config("toy2d")
+    config.network.features = 16
+    config.training.update(settings)
+    assert_equal_states(config, killed, tmp_path / "whole", 500)
+    rows = [
+        [json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()]
+        for w in (killed, tmp_path / "whole")
+    ]
+    assert [row["step"] for row in rows[0]] == list(range(5, 501, 5))
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
+def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path):
+    """A limit on the size of a file stands for the disk."""
+    config = tiny("toy2d")
+    config.training.update(num_steps=3)
+    experiment.run(config, "train", tmp_path)
+    config.training.num_steps = 6
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot save a checkpoint in .*those before it are as they were: .*too large"
+        ):
+            experiment.run(config, "train", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert experiment.Run(config, tmp_path).restore()[0] == 3
+
+
+def test_samples_survive_a_kill(tmp_path, capsys):
+    """Half of the samples are made, by a process that ends; the next one makes the other half, and all are the same."""
+    config = tiny()
+    run = experiment.Run(config, untrained(config, tmp_path))
+    params = run.restore()[1].ema
+    with run.samples(6, params, 12) as samples:
+        expected = np.array(samples)
+    assert not list((tmp_path / "samples").iterdir())
+    drawn, draw = [], run.draw
+
+    def counting(*inputs):
+        drawn.append(len(drawn))
+        return draw(*inputs)
+
+    run.draw = counting
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "check_finite", lambda x, inputs: 1 / 0 if run.last else setattr(run, "last", True))
+        run.last = False
+        with pytest.raises(ZeroDivisionError), run.samples(6, params, 12):
+            pass
+    capsys.readouterr()
+    with run.samples(6, params, 12) as samples:
+        np.testing.assert_array_equal(samples, expected)
+    assert "going on after 4 of 12 samples" in capsys.readouterr().out
+    # Other samples do not go on from these.
+    with contextlib.suppress(ZeroDivisionError), run.samples(6, params, 12):
+        raise ZeroDivisionError
+    with run.samples(7, params, 12) as samples:
+        assert len(samples) == 12
+    assert "going on" not in capsys.readouterr().out
 
 
 def damage(directory: pathlib.Path):
