@@ -15,6 +15,7 @@ from score_jax.context import Run
 from score_jax.errors import UserError, nearest
 from score_jax.images import read_images
 from score_jax.sde import ScoreFn, sample_prior
+from score_jax.sharding import num_shards, put, to_host
 from score_jax.workdir import save_edits
 
 __all__ = ["colorize", "inpaint", "interpolate", "restore"]
@@ -119,10 +120,11 @@ def interpolate(run: Run) -> None:
     for weight in weights:
         latent = editing.temperature * spherical(first, second, float(weight))
         y = pairs[1][:, 0 if weight < 0.5 else 1]
-        shown[f"{weight:.2f}"] = np.asarray(decode(*model, latent, y))
+        shown[f"{weight:.2f}"] = to_host(decode(*model, latent, y))
     if not all(np.isfinite(part).all() for part in shown.values()):
         raise UserError("interpolate: the ODE solver gave up: loosen config.evaluation.likelihood.rtol and atol")
-    print("interpolate:", save_edits(run.workdir, "interpolate", step, shown, centered=config.data.centered))
+    if jax.process_index() == 0:
+        print("interpolate:", save_edits(run.workdir, "interpolate", step, shown, centered=config.data.centered))
 
 
 def _edit(run: Run, mode: str, edit: Edit) -> None:
@@ -138,15 +140,16 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
 
     x = data.to_float(images, centered=config.data.centered)
     ts, chunks = run.grid(state.ema), []
-    for i, (part, _) in enumerate(data.chunks(len(x), config.sampling.batch_size)):
-        chunks.append(
-            compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), x[part], labels[part], ts)
-        )
-    degraded, restored = (np.concatenate(parts)[: len(x)] for parts in zip(*chunks, strict=True))
+    for i, (part, count) in enumerate(data.chunks(len(x), config.sampling.batch_size, multiple=num_shards(run.mesh))):
+        inputs = put(run.mesh, (x[part], labels[part]))
+        pair = compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), *inputs, ts)
+        chunks.append([to_host(images)[:count] for images in pair])
+    degraded, restored = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     if not np.isfinite(restored).all():
         raise UserError(f"{mode}: the images are not finite: take more config.sampling.num_steps")
     shown = {"original": x, "degraded": degraded, "restored": restored}
-    print(f"{mode}:", save_edits(run.workdir, mode, step, shown, centered=config.data.centered))
+    if jax.process_index() == 0:
+        print(f"{mode}:", save_edits(run.workdir, mode, step, shown, centered=config.data.centered))
 
 
 def _image_shape(run: Run) -> tuple[int, int, int]:

@@ -99,15 +99,14 @@ def _evaluate(run: Run) -> None:
         return _evaluate_classifier(run, state.ema)
     batch_size = config.sampling.batch_size
     # Mistakes fail here, before the sampling.
-    extractor, test = _extractor(config), open_data(config, "test")
+    extractor, test = _extractor(run), open_data(config, "test")
     if extractor:
         field, statistics = "config.evaluation.statistics", config.evaluation.statistics
-        reference = lookup.call(
-            features.reference, extractor, run.dataset, field=field, batch_size=batch_size, statistics=statistics
-        )
+        options = dict(batch_size=batch_size, statistics=statistics, mesh=run.mesh)
+        reference = lookup.call(features.reference, extractor, run.dataset, field=field, **options)
     with run.samples(step, state.ema, config.evaluation.num_samples) as generated:
         if extractor:
-            table = features.against_data(extractor, generated, reference, test, batch_size=batch_size)
+            table = features.against_data(extractor, generated, reference, test, batch_size=batch_size, mesh=run.mesh)
         else:
             table = evaluate.against_data(
                 generated,
@@ -118,11 +117,15 @@ def _evaluate(run: Run) -> None:
     _write(run, "evaluation", table, evaluate.as_text(table))
 
 
-def _extractor(config: ConfigDict) -> features.Extractor | None:
-    """The network that images are compared by, if it is not by their pixels."""
+def _extractor(run: Run) -> features.Extractor | None:
+    """The network that images are compared by, on every device, if it is not by their pixels."""
+    config = run.config
     makers = {"pixels": None, "inception": features.inception, "efficientnet_lite0": features.efficientnet_lite0}
     make = lookup.choose(makers, config.evaluation.features, "config.evaluation.features")
-    return make and lookup.call(make, config.evaluation.weights, field="config.evaluation.weights")
+    if not make:
+        return None
+    extractor = lookup.call(make, config.evaluation.weights, field="config.evaluation.weights")
+    return extractor._replace(apply=jax.device_put(extractor.apply, sharding.replicated(run.mesh)))
 
 
 def _evaluate_classifier(run: Run, params: Any) -> None:

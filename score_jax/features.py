@@ -8,7 +8,6 @@ m' and C', by (Chan et al. 1979), with d = m' - m and N = n + n':
 FID, sFID, KID and the Inception score are called so only where the network is Inception-v3.
 """
 
-import functools
 import hashlib
 import os
 import pathlib
@@ -21,9 +20,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from score_jax import data, metrics, tensors
+from score_jax import data, metrics, sharding, tensors
 from score_jax.errors import UserError
 from score_jax.networks.efficientnet import EfficientNetLite0
 from score_jax.networks.inception import Features, Inception
@@ -47,7 +47,7 @@ class Extractor(NamedTuple):
 
     Attributes:
       name: what it is.
-      apply: uint8 images `[batch, h, w, 3]` to their features.
+      apply: uint8 images `[batch, h, w, 3]` to their features; a `jax.tree_util.Partial`, if it has parameters.
     """
 
     name: str
@@ -149,7 +149,7 @@ def _extractor(name: str, network: nn.Module, weights: str, unused: tuple[str, .
         params = fill(network, (jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8),), state, lambda name: name)
     except ValueError as error:
         raise UserError(f"{path} does not hold the weights of {name}: {error}") from error
-    return Extractor(name, functools.partial(jax.jit(network.apply), params))  # type: ignore[arg-type]
+    return Extractor(name, jax.tree_util.Partial(jax.jit(network.apply), params))
 
 
 def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -179,27 +179,32 @@ def _fetch(source: str) -> pathlib.Path:
     return path
 
 
-def extract(extractor: Extractor, batches: Iterable[np.ndarray], *, keep: bool = True) -> Seen:
+def extract(
+    extractor: Extractor, batches: Iterable[np.ndarray], *, keep: bool = True, mesh: Mesh | None = None
+) -> Seen:
     """What an extractor sees in a stream of images.
 
     Args:
       extractor: the network.
       batches: of uint8 images `[b, h, w, c]`, grey or in colour; all as long as the first but the last.
       keep: whether to keep features and probabilities beside the statistics.
+      mesh: of the devices to divide the images over, if it is not one alone.
     """
+    mesh = mesh or sharding.make_mesh(data=1)
     pool = spatial = Statistics(0, np.zeros(()), np.zeros(()))
     kept: list[tuple[np.ndarray, ...]] = []
     size = 0
     for images in batches:
         n, size = len(images), max(size, len(images))
         # A short batch is filled up, so that nothing compiles anew.
-        x = np.resize(images, (size, *images.shape[1:]))
-        seen = extractor.apply(np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x)
-        pool = pool.update(np.asarray(seen.pool)[:n])
+        x = np.resize(images, (-(-size // sharding.num_shards(mesh)) * sharding.num_shards(mesh), *images.shape[1:]))
+        seen = extractor.apply(sharding.put(mesh, np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x))
+        features = sharding.to_host(seen.pool)[:n]
+        pool = pool.update(features)
         if seen.spatial is not None:
-            spatial = spatial.update(np.asarray(seen.spatial)[:n])
+            spatial = spatial.update(sharding.to_host(seen.spatial)[:n])
         if keep:
-            kept.append((np.asarray(seen.pool)[:n], np.asarray(jax.nn.softmax(seen.logits))[:n]))
+            kept.append((features, np.asarray(jax.nn.softmax(sharding.to_host(seen.logits)[:n]))))
     arrays = (np.concatenate(part) for part in zip(*kept, strict=True))
     return Seen(pool, spatial if spatial.num_images else None, *arrays)
 
@@ -220,7 +225,9 @@ def compare(extractor: Extractor, reference: Seen, seen: Seen) -> dict[str, floa
     return row
 
 
-def reference(extractor: Extractor, train: data.Dataset, *, batch_size: int, statistics: str = "") -> Seen:
+def reference(
+    extractor: Extractor, train: data.Dataset, *, batch_size: int, statistics: str = "", mesh: Mesh | None = None
+) -> Seen:
     """What an extractor sees in all training images.
 
     Args:
@@ -228,6 +235,7 @@ def reference(extractor: Extractor, train: data.Dataset, *, batch_size: int, sta
       train: the images.
       batch_size: images at a time.
       statistics: an `.npz` of their statistics; it is read, or written if it is missing.
+      mesh: as in `extract`.
 
     Raises:
       UserError: if the examples are no images, or the file holds other statistics.
@@ -243,8 +251,8 @@ def reference(extractor: Extractor, train: data.Dataset, *, batch_size: int, sta
         if seen.pool.mean.shape != (size,):
             raise UserError(f"{statistics} has the mean of {seen.pool.mean.shape} features, not of ({size},)")
         return seen
-    seen = extract(extractor, _read(train, train.size, batch_size))
-    if statistics:
+    seen = extract(extractor, _read(train, train.size, batch_size), mesh=mesh)
+    if statistics and jax.process_index() == 0:
         seen.save(statistics, extractor)
     return seen
 
@@ -256,6 +264,7 @@ def against_data(
     test: data.Dataset,
     *,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> dict[str, dict[str, float]]:
     """Every metric of generated images against all training images, beside that of as many test images, or all.
 
@@ -265,6 +274,7 @@ def against_data(
       real: what it sees in the training images, of `reference`.
       test: other real images.
       batch_size: images at a time.
+      mesh: as in `extract`.
 
     Returns:
       `{metric: {'generated': value, 'real': value}}`, and the numbers of images under `num_samples`.
@@ -275,7 +285,7 @@ def against_data(
     columns = {"generated": samples, "real": _read(test, len(generated), batch_size)}
     table: dict[str, dict[str, float]] = {"num_samples": {}}
     for column, images in columns.items():
-        seen = extract(extractor, images)
+        seen = extract(extractor, images, mesh=mesh)
         table["num_samples"][column] = seen.pool.num_images
         for name, value in compare(extractor, real, seen).items():
             table.setdefault(name, {})[column] = value

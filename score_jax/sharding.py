@@ -19,7 +19,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from score_jax.errors import UserError
 
-__all__ = ["initialize", "local_rows", "make_mesh", "of_batch", "of_state", "put", "put_local", "replicated", "to_host"]
+__all__ = [
+    "initialize",
+    "local_rows",
+    "make_mesh",
+    "num_shards",
+    "of_batch",
+    "of_state",
+    "put",
+    "put_local",
+    "replicated",
+    "to_host",
+]
 
 AXES = ("data", "fsdp", "tensor")
 SMALL = 1024  # Elements of an array that is not worth dividing.

@@ -89,7 +89,7 @@ def test_evaluating_by_features(trained, tmp_path, monkeypatch):
         rows = x.mean(axis=2).reshape(len(x), -1)
         return Features(rows, rows)
 
-    toy = features.Extractor("efficientnet_lite0", means)
+    toy = features.Extractor("efficientnet_lite0", jax.tree_util.Partial(means))
     monkeypatch.setattr(features, "efficientnet_lite0", lambda weights: toy)
     config = tiny()
     config.evaluation.update(features="efficientnet_lite0", statistics=str(tmp_path / "digits.npz"))

@@ -97,7 +97,7 @@ def test_images_against_data(tmp_path):
 
     def compare(statistics):
         real = features.reference(TOY, dataset(train), batch_size=8, statistics=statistics)
-        return features.against_data(TOY, test[:15] / 127.5 - 1, real, dataset(test), centered=True, batch_size=8)
+        return features.against_data(TOY, test[:15], real, dataset(test), batch_size=8)
 
     table = compare(statistics=str(path))
     assert table["num_samples"] == {"generated": 15, "real": 15}
