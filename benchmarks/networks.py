@@ -1,54 +1,42 @@
-"""Memory of the gradient of the CIFAR-10 networks, and what `remat` leaves of it.
+"""Networks: the forward pass and the training step against a matrix product, and against torch.
 
-The temporary memory that the compiled gradient of the squared output asks for, as XLA counts it, at a batch of 16:
-mostly activations.  XLA's CPU backend by itself removes the barriers that keep what is computed again apart from the
-first time, merges the two, and saves nothing; here it is told to keep them, as backends of accelerators do.
-
-    python -m benchmarks.networks [--json PATH]
+Utilization is the share of the matrix product's rate at which the operations run that the network as written asks
+for (`cost_analysis`, before XLA changes anything).
 """
-
-import argparse
-import json
-import os
-import pathlib
-
-os.environ["XLA_FLAGS"] = f"--xla_disable_hlo_passes=cse_barrier_expander {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import jax.numpy as jnp
 
-from score_jax.networks import NCSNpp, UNet
-
-BATCH = 16
-NETWORKS = {
-    "DDPM": UNet(resample="conv", rescale=False, groups=32),
-    "DDPM++": NCSNpp(),
-    "NCSN++": NCSNpp(
-        embedding="gaussian_fourier", taps=(1, 3, 3, 1), progressive_input="residual", scale_by_sigma=True
-    ),
-}
+from benchmarks import subjects
+from benchmarks.timing import alternate, ratio
 
 
-def memory(network) -> float:
-    """In GiB."""
-    x, cond = jax.ShapeDtypeStruct((BATCH, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((BATCH,), jnp.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0), x, cond)
-    gradient = jax.jit(jax.grad(lambda params, x, cond: jnp.mean(network.apply(params, x, cond) ** 2)))
-    return gradient.lower(params, x, cond).compile().memory_analysis().temp_size_in_bytes / 2**30
+def measure(it: subjects.Subject, product, rounds: int, *, torch: bool = False) -> dict[str, float]:
+    """The row of a subject; `product` is `timing.matmul(...)`."""
+    x, cond, key = jax.random.normal(jax.random.key(2), it.shape), jnp.full(it.shape[0], 0.5), jax.random.key(3)
+    batch = {"x": x, "y": jnp.zeros(it.shape[0], jnp.int32)}
+    forward = jax.jit(it.network.apply)
+    state, params = it.state, jax.tree.map(jnp.copy, it.state.params)
+    lowered = {"forward": forward.lower(params, x, cond), "step": it.step.lower(state, key, batch)}
+    operations = {run: lower.cost_analysis()["flops"] for run, lower in lowered.items()}
 
+    def step():
+        nonlocal state
+        state, metrics = it.step(state, key, batch)
+        return metrics
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
-    arguments = parser.parse_args()
-    result = {}
-    print("| network | plain, GiB | remat, GiB | ratio |\n|---|---:|---:|---:|", flush=True)
-    for name, network in NETWORKS.items():
-        plain, again = memory(network), memory(network.clone(remat=True))
-        result[name] = {"plain_gib": round(plain, 3), "remat_gib": round(again, 3), "ratio": round(again / plain, 3)}
-        print(f"| {name} | {plain:.2f} | {again:.2f} | {again / plain:.2f} |", flush=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    runs = {"matmul": product[0], "forward": lambda: forward(params, x, cond), "step": step}
+    if torch:
+        from benchmarks import peer
 
-
-if __name__ == "__main__":
-    main()
+        gradient = jax.jit(jax.grad(lambda params: jnp.mean(it.network.apply(params, x, cond) ** 2)))
+        runs |= {"gradient": lambda: gradient(params)}
+        runs |= peer.runs(it.network, params, x, cond, forward(params, x, cond))
+    times = alternate(runs, rounds)
+    row = {f"GFLOP, {run}": flops / 1e9 for run, flops in operations.items()}
+    row |= {
+        f"utilization, {run}": flops / product[1] / ratio(times, run, "matmul") for run, flops in operations.items()
+    }
+    if torch:
+        row |= {f"{run} / torch's": ratio(times, run, f"torch {run}") for run in ("forward", "gradient")}
+    return row

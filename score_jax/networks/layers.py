@@ -78,7 +78,7 @@ class GroupNorm(nn.Module):
             mean = moment.reshape(-1, groups, channels // groups).mean(axis=2)
             return jnp.repeat(mean, channels // groups, axis=1)
 
-        wide = x.astype(jnp.float32)
+        wide = settled(x).astype(jnp.float32)
         mean = per_group(wide.mean(axis=(1, 2)))
         square = per_group((wide**2).mean(axis=(1, 2)))
         factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
@@ -243,7 +243,16 @@ class Attention(nn.Module):
 
 def join(x: Array, h: Array, rescale: bool) -> Array:
     """x + h; rescaled, as in `ResidualBlock`."""
-    return (x + h) / math.sqrt(2) if rescale else x + h
+    return settled((x + h) / math.sqrt(2) if rescale else x + h)
+
+
+def settled(x: Array) -> Array:
+    """x, which XLA's CPU backend would otherwise compute anew, and so its gradient, wherever it is used.
+
+    Along the residual sums that goes back to the first block: the gradient of a deep network takes nearly twice the
+    time.  `train.tune_cpu` has the barrier kept; other backends weigh this by themselves.
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 def cast(x: Array, dtype: str) -> Array:
