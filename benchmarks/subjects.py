@@ -76,8 +76,4 @@ def batches(shape: tuple[int, ...]):
     """The pipeline over random images of such batches."""
     images = np.random.default_rng(0).integers(0, 256, (50_000, *shape[1:]), np.uint8)
     dataset = data.Dataset(len(images), shape[1:], lambda indices: (images[indices], np.zeros(len(indices), np.int32)))
-
-    def transform(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return data.to_float(x, rng, centered=True, random_flip=True)
-
-    return data.batches(dataset, shape[0], seed=0, transform=transform)
+    return data.batches(dataset, shape[0], seed=0)
