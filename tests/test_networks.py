@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 from scipy.signal import upfirdn
 
-from score_jax.networks import MLP, NCSN, Classifier, DiT, NCSNpp, NCSNv2, UNet, layers, ncsn
+from score_jax.networks import MLP, NCSN, Classifier, DiT, NCSNpp, NCSNv2, UNet, embeddings, layers, ncsn
 
 
 def randomised(network, x, *args):
@@ -245,8 +245,8 @@ def test_attention_equals_its_definition():
 
 def test_embeddings_tell_conditioning_values_apart():
     for wave, values in (
-        (layers.positional, jnp.arange(0.0, 1000.0, 10.0)),
-        (layers.fourier, jnp.geomspace(0.01, 50, 100)),
+        (embeddings.positional, jnp.arange(0.0, 1000.0, 10.0)),
+        (embeddings.fourier, jnp.geomspace(0.01, 50, 100)),
     ):
         e = np.asarray(wave(values, 32))
         distance = np.linalg.norm(e[:, None] - e[None], axis=-1) + 10 * np.eye(100)

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.networks.layers import Embedding, GroupNorm, dense
+from score_jax.networks.embeddings import Embedding
+from score_jax.networks.layers import GroupNorm, dense
 from score_jax.networks.unet import UNet
 
 __all__ = ["Classifier"]

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.networks.layers import Embedding, cast, dense, transformer
+from score_jax.networks.embeddings import Embedding, transformer
+from score_jax.networks.layers import cast, dense
 
 __all__ = ["DiT"]
 

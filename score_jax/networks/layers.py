@@ -1,4 +1,4 @@
-"""Layers that several networks share: embeddings, normalisation, residual blocks, attention, changes of resolution.
+"""Layers that several networks share: normalisation, residual blocks, attention, changes of resolution.
 
 They compute in the precision of their input, with parameters in float32: a network chooses by casting what it passes.
 """
@@ -16,7 +16,6 @@ from jax.nn.initializers import Initializer, variance_scaling
 
 __all__ = [
     "Attention",
-    "Embedding",
     "GroupNorm",
     "Resample",
     "ResidualBlock",
@@ -26,11 +25,8 @@ __all__ = [
     "default_init",
     "dense",
     "fir",
-    "fourier",
     "join",
-    "positional",
     "resample",
-    "transformer",
 ]
 
 
@@ -84,89 +80,6 @@ class GroupNorm(nn.Module):
         factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + self.epsilon)
         offset = bias[None] - mean * factor
         return (wide * factor[:, None, None, :] + offset[:, None, None, :]).astype(x.dtype)
-
-
-def positional(cond: Array, size: int) -> Array:
-    """Sines and cosines of geometrically spaced frequencies (Ho et al. 2020): `[batch]` to `[batch, size]`.
-
-    The frequencies run from 1 down to 1/10,000, for a conditioning value between 0 and about 1,000.
-    """
-    half = size // 2
-    return _waves(cond, jnp.exp(-math.log(10_000) * jnp.arange(half) / (half - 1)))
-
-
-def transformer(cond: Array, size: int) -> Array:
-    """As `positional`, but the last frequency is one step above 1/10,000, as Vaswani et al. have it."""
-    half = size // 2
-    return _waves(cond, jnp.exp(-math.log(10_000) * jnp.arange(half) / half))
-
-
-def fourier(cond: Array, size: int) -> Array:
-    """Sines and cosines of log(cond), for a positive noise level: `[batch]` to `[batch, size]`.
-
-    The wavelengths run geometrically from 64, longer than any ladder of noise levels, down to 1/2.
-    """
-    half = size // 2
-    return _waves(
-        jnp.log(cond),
-        2 * math.pi / 64 * jnp.exp(math.log(128) * jnp.arange(half) / (half - 1)),
-    )
-
-
-def _waves(value: Array, frequencies: Array) -> Array:
-    angles = value[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
-
-
-class Embedding(nn.Module):
-    """What a network knows beside its input: the conditioning value and, if any, the class; after an activation.
-
-    The label `num_classes` stands for no class: what a network learns where labels are dropped, and the
-    unconditional score of classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
-
-    Attributes:
-      features: the size of the waves; the embedding has four times as many.
-      kind: `positional` or `transformer` for a time between 0 and about 1,000; for a noise level `fourier`, or, with
-        random frequencies and twice as many waves, `gaussian_fourier`, as published with NCSN++.
-      num_classes: the number of classes; 0 for an unconditional network.
-      num_augmentations: the length of a vector that says how training images were augmented (Karras et al. 2022,
-        Appendix F.2); 0 for none.
-    """
-
-    features: int
-    kind: str = "positional"
-    num_classes: int = 0
-    num_augmentations: int = 0
-
-    @nn.compact
-    def __call__(self, cond: Array, y: Array | None, augmentation: Array | None = None) -> Array:
-        waves = {
-            "positional": positional,
-            "transformer": transformer,
-            "fourier": fourier,
-            "gaussian_fourier": self.gaussian_fourier,
-        }
-        if self.kind not in waves:
-            raise ValueError(f"unknown embedding {self.kind!r}; there are {', '.join(waves)}")
-        emb = waves[self.kind](cond, self.features)
-        if self.num_augmentations:
-            if augmentation is None:
-                augmentation = jnp.zeros((len(cond), self.num_augmentations))
-            emb = emb + nn.Dense(self.features, use_bias=False, kernel_init=default_init(), name="augment")(
-                augmentation
-            )
-        for _ in range(2):
-            emb = nn.silu(dense(emb, 4 * self.features))
-        if not self.num_classes:
-            return emb
-        if y is None:
-            raise ValueError(f"a network of {self.num_classes} classes needs labels y, [batch] integers")
-        return emb + nn.Embed(self.num_classes + 1, 4 * self.features)(y)
-
-    def gaussian_fourier(self, cond: Array, size: int) -> Array:
-        # The published standard deviation; training does not change the frequencies.
-        frequencies = self.param("frequencies", nn.initializers.normal(16.0), (size,))
-        return _waves(jnp.log(cond), 2 * math.pi * jax.lax.stop_gradient(frequencies))
 
 
 class ResidualBlock(nn.Module):
@@ -247,10 +160,9 @@ def join(x: Array, h: Array, rescale: bool) -> Array:
 
 
 def settled(x: Array) -> Array:
-    """x, which XLA's CPU backend would otherwise compute anew, and so its gradient, wherever it is used.
+    """x, computed once: XLA's CPU backend would else do so wherever it is used, back along all residual sums.
 
-    Along the residual sums that goes back to the first block: the gradient of a deep network takes nearly twice the
-    time.  `train.tune_cpu` has the barrier kept; other backends weigh this by themselves.
+    `train.tune_cpu` has the barrier kept; other backends weigh this by themselves.
     """
     return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 

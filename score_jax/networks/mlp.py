@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jax import Array
 
-from score_jax.networks.layers import Embedding
+from score_jax.networks.embeddings import Embedding
 
 __all__ = ["MLP"]
 

@@ -19,9 +19,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.networks.embeddings import Embedding
 from score_jax.networks.layers import (
     Attention,
-    Embedding,
     GroupNorm,
     Resample,
     ResidualBlock,
