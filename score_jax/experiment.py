@@ -224,6 +224,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretraine
     lookup.call(sharding.initialize, field="config.distributed", **config.distributed)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compilation_cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # Many short ones are a long start.
     with contextlib.ExitStack() as stack:
         if jax.process_index() > 0:  # One speaks for all.
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
