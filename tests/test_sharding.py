@@ -76,6 +76,7 @@ def test_two_processes_one_of_which_is_killed(tmp_path):
         assert [process.returncode for process in processes] == [0, 0], outputs
     config = get_config("vp_digits")
     config.network.update(features=8, multipliers=(1,))
+    config.training.batch_size = 16
     assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 100)
     samples = [np.load(tmp_path / name / "samples/step_100.npz")["arr_0"] for name in ("killed", "whole")]
     np.testing.assert_array_equal(*samples)
