@@ -16,16 +16,11 @@ def measure(it: subjects.Subject, product, rounds: int, *, torch: bool = False) 
     x, cond, key = jax.random.normal(jax.random.key(2), it.shape), jnp.full(it.shape[0], 0.5), jax.random.key(3)
     batch = {"x": x, "y": jnp.zeros(it.shape[0], jnp.int32)}
     forward = jax.jit(it.network.apply)
-    state, params = it.state, jax.tree.map(jnp.copy, it.state.params)
-    lowered = {"forward": forward.lower(params, x, cond), "step": it.step.lower(state, key, batch)}
+    params = it.state.params
+    lowered = {"forward": forward.lower(params, x, cond), "step": it.step.lower(it.state, key, batch)}
     operations = {run: lower.cost_analysis()["flops"] for run, lower in lowered.items()}
 
-    def step():
-        nonlocal state
-        state, metrics = it.step(state, key, batch)
-        return metrics
-
-    runs = {"matmul": product[0], "forward": lambda: forward(params, x, cond), "step": step}
+    runs = {"matmul": product[0], "forward": lambda: forward(params, x, cond), "step": subjects.stepping(it, batch)}
     if torch:
         from benchmarks import peer
 

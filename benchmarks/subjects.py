@@ -72,6 +72,19 @@ LARGE = {
 }
 
 
+def stepping(it: Subject, batch: dict, steps: int = 1):
+    """Training steps on one batch, each run going on where the last one ended, from a copy of the first state."""
+    state = jax.tree.map(jnp.copy, it.state)
+
+    def run():
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = it.step(state, jax.random.key(0), batch)
+        return metrics
+
+    return run
+
+
 def batches(shape: tuple[int, ...]):
     """The pipeline over random images of such batches."""
     images = np.random.default_rng(0).integers(0, 256, (50_000, *shape[1:]), np.uint8)

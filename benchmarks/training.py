@@ -14,7 +14,7 @@ from score_jax.workdir import MetricLog
 
 def overhead(it: subjects.Subject, steps: int, rounds: int) -> dict[str, float]:
     """Steps by themselves, and in `train.fit` with the pipeline and the log of a run, against the bare gradient."""
-    state, params, key = it.state, jax.tree.map(jnp.copy, it.state.params), jax.random.key(0)
+    state, params, key = jax.tree.map(jnp.copy, it.state), it.state.params, jax.random.key(0)
     batches = subjects.batches(it.shape)
     batch, gradient = next(batches), jax.jit(jax.value_and_grad(it.loss_fn))
 
@@ -23,12 +23,6 @@ def overhead(it: subjects.Subject, steps: int, rounds: int) -> dict[str, float]:
             # Gradients do not depend on one another, and would overlap.
             jax.block_until_ready(gradient(params, key, batch))
 
-    def stepped():
-        nonlocal state
-        for _ in range(steps):
-            state, _ = it.step(state, key, batch)
-        return state
-
     def fitted():
         nonlocal state
         until = int(state.step) + steps
@@ -36,7 +30,7 @@ def overhead(it: subjects.Subject, steps: int, rounds: int) -> dict[str, float]:
         state = train.fit(it.step, state, key, batches, log=log, **arguments)
         return state
 
-    logged = 2 * (rounds + 1) * steps
+    logged, stepped = (rounds + 1) * steps, subjects.stepping(it, batch, steps)
     with tempfile.TemporaryDirectory() as path, MetricLog(pathlib.Path(path), start=0, num_steps=logged) as log:
         times = alternate({"gradient": bare, "step": stepped, "fit": fitted}, rounds)
     return {f"{run} / gradient": ratio(times, run, "gradient") for run in ("step", "fit")}
@@ -44,18 +38,12 @@ def overhead(it: subjects.Subject, steps: int, rounds: int) -> dict[str, float]:
 
 def pipeline(it: subjects.Subject, steps: int, rounds: int) -> dict[str, float]:
     """Batches of CIFAR-10's shape that the pipeline makes in the time of one training step on digits."""
-    state, key = it.state, jax.random.key(0)
-    digits, images = next(subjects.batches(it.shape)), subjects.batches((it.shape[0], 32, 32, 3))
-
-    def stepped():
-        nonlocal state
-        for _ in range(steps):
-            state, _ = it.step(state, key, digits)
-        return state
+    images = subjects.batches((it.shape[0], 32, 32, 3))
 
     def read():
         for _ in range(steps):
             next(images)
 
+    stepped = subjects.stepping(it, next(subjects.batches(it.shape)), steps)
     times = alternate({"step": stepped, "batch": read}, rounds)
     return {"batches a step": ratio(times, "step", "batch")}

@@ -123,8 +123,7 @@ def interpolate(run: Run) -> None:
         shown[f"{weight:.2f}"] = to_host(decode(*model, latent, y))
     if not all(np.isfinite(part).all() for part in shown.values()):
         raise UserError("interpolate: the ODE solver gave up: loosen config.evaluation.likelihood.rtol and atol")
-    if jax.process_index() == 0:
-        print("interpolate:", save_edits(run.workdir, "interpolate", step, shown, centered=config.data.centered))
+    _show(run, "interpolate", step, shown)
 
 
 def _edit(run: Run, mode: str, edit: Edit) -> None:
@@ -148,8 +147,12 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
     if not np.isfinite(restored).all():
         raise UserError(f"{mode}: the images are not finite: take more config.sampling.num_steps")
     shown = {"original": x, "degraded": degraded, "restored": restored}
+    _show(run, mode, step, shown)
+
+
+def _show(run: Run, mode: str, step: int, images: dict[str, np.ndarray]) -> None:
     if jax.process_index() == 0:
-        print(f"{mode}:", save_edits(run.workdir, mode, step, shown, centered=config.data.centered))
+        print(f"{mode}:", save_edits(run.workdir, mode, step, images, centered=run.config.data.centered))
 
 
 def _image_shape(run: Run) -> tuple[int, int, int]:

@@ -286,7 +286,6 @@ def _batches(
     dataset: data.Dataset, num_images: int, batch_size: int, mesh: Mesh | None
 ) -> Iterator[tuple[Array, Array, int]]:
     """Raw images chosen at random, but always the same, their labels, and how many of the batch count."""
-    mesh = mesh or sharding.make_mesh(data=1)
     chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
     parts = data.chunks(len(chosen), batch_size, multiple=sharding.num_shards(mesh))
     for part, count in tqdm(parts, unit="batch", disable=None):

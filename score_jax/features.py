@@ -190,14 +190,13 @@ def extract(
       keep: whether to keep features and probabilities beside the statistics.
       mesh: of the devices to divide the images over, if it is not one alone.
     """
-    mesh = mesh or sharding.make_mesh(data=1)
     pool = spatial = Statistics(0, np.zeros(()), np.zeros(()))
     kept: list[tuple[np.ndarray, ...]] = []
-    size = 0
+    size, multiple = 0, sharding.num_shards(mesh)
     for images in batches:
         n, size = len(images), max(size, len(images))
         # A short batch is filled up, so that nothing compiles anew.
-        x = np.resize(images, (-(-size // sharding.num_shards(mesh)) * sharding.num_shards(mesh), *images.shape[1:]))
+        x = np.resize(images, (-(-size // multiple) * multiple, *images.shape[1:]))
         seen = extractor.apply(sharding.put(mesh, np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x))
         features = sharding.to_host(seen.pool)[:n]
         pool = pool.update(features)

@@ -73,9 +73,10 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     sizes, count = {"data": data, "fsdp": fsdp, "tensor": tensor}, jax.device_count()
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     unknown = [name for name, size in sizes.items() if size == -1]
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if len(unknown) > 1 or known < 1 or (unknown and count % known):
-        raise UserError(f"config.mesh: {asked} does not divide {count} devices; one of them may be -1, the rest")
+    told = [size for size in sizes.values() if size != -1]
+    known = math.prod(told)
+    if len(unknown) > 1 or min(told) < 1 or (unknown and count % known):
+        raise UserError(f"config.mesh: {asked} does not divide {count} devices; one of them may be -1, for the rest")
     for name in unknown:
         sizes[name] = count // known
     total = math.prod(sizes.values())
@@ -120,9 +121,9 @@ def of_state(mesh: Mesh, tree: Any, tensor_axes: Mapping[str, int] | None = None
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def num_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is divided."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+def num_shards(mesh: Mesh | None) -> int:
+    """Into how many parts a batch is divided; without a mesh it is one."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
 
 
 def local_rows(mesh: Mesh, n: int) -> np.ndarray:
@@ -136,9 +137,9 @@ def put_local(mesh: Mesh, batch: Any, n: int) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(of_batch(mesh), x, (n, *x.shape[1:])), batch)
 
 
-def put(mesh: Mesh, batch: Any) -> Any:
-    """A batch that every process has whole, a pytree of host arrays, to global arrays."""
-    return jax.device_put(batch, of_batch(mesh))
+def put(mesh: Mesh | None, batch: Any) -> Any:
+    """A batch that every process has whole, a pytree of host arrays, to global arrays; without a mesh to one device."""
+    return jax.device_put(batch, of_batch(mesh) if mesh else None)
 
 
 def to_host(x: Array) -> np.ndarray:

@@ -6,7 +6,11 @@ ended.  The exponential moving average of the parameters (Song & Ermon 2020, Sec
 
     ema <- d ema + (1 - d) params,    d = min(ema_decay, (1 + step) / (10 + step)),    (1)
 
-starts as a copy and forgets it by the warm-up of d.
+starts as a copy and forgets it by the warm-up of d.  A batch too large for the memory is taken in n equal parts B_k,
+
+    grad L = (1/n) sum_k grad L(B_k),                                         (2)
+
+and a gradient that is not finite leaves all but the count of steps as it was.
 """
 
 import functools
@@ -69,9 +73,9 @@ class TrainState(NamedTuple):
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    # Copies: were one an alias of the other, its buffer could not be donated.
-    return TrainState(zero, params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.copy(zero))
+    # A copy: were the average an alias of the parameters, their buffers could not be donated.
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def make_optimizer(
@@ -144,7 +148,7 @@ def make_train_step(
 
 
 def _gradient(loss_fn: LossFn, accumulate: int, params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-    """The loss and its gradient, means over `accumulate` parts of a batch."""
+    """The loss and its gradient, over a batch in `accumulate` parts (Eq. 2)."""
     gradient = jax.value_and_grad(loss_fn)
     if accumulate == 1:
         return gradient(params, key, batch)

@@ -89,19 +89,21 @@ def test_a_run_goes_on_on_another_number_of_devices(workdirs, tmp_path):
 
 
 def test_evaluation_and_likelihood_are_those_of_one_device(workdirs):
-    tables = []
-    for name, mesh in MESHES.items():
+    """On each mesh with the same parameters."""
+    tables, workdir = [], workdirs / "one"
+    for mesh in MESHES.values():
         config = config_on(mesh)
-        config.evaluation.likelihood.update(rtol=1e-2, atol=1e-2)
         config.sampling.batch_size = 8
         for mode, config.evaluation.num_samples in (("likelihood", 16), ("evaluate", 13)):
-            experiment.run(config, mode, workdirs / name)
-        numbers = json.loads((workdirs / name / "likelihood.json").read_text())
-        table = json.loads((workdirs / name / "evaluation.json").read_text())
+            experiment.run(config, mode, workdir)
+        numbers = json.loads((workdir / "likelihood.json").read_text())
+        table = json.loads((workdir / "evaluation.json").read_text())
         tables.append(numbers | {key: row["generated"] for key, row in table.items()})
     assert (tables[0]["num_images"], tables[0]["num_samples"]) == (16, 13)
     for key, value in tables[0].items():
-        assert tables[1][key] == pytest.approx(value, rel=2e-2, abs=1e-3), key  # Each has its own parameters.
+        # Rounding changes the solver's steps, and with them an image's bits by up to 1e-3: more of their spread.
+        rel = 5e-3 if key == "standard_error" else 1e-3
+        assert tables[1][key] == pytest.approx(value, rel=rel, abs=1e-4), key
 
 
 def test_fully_sharded_state_is_an_eighth(tmp_path):
