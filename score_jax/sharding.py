@@ -57,6 +57,10 @@ def initialize(*, enabled: bool = False, coordinator: str = "", num_processes: i
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"config.distributed: {str(error).splitlines()[0]}") from error
+    if jax.default_backend() == "cpu":
+        # There the cache's keys differ from process to process: only the first, which writes it, would find its
+        # programs, and would wait for the others to compile theirs longer than the 30 s that their collectives allow.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -23,7 +23,7 @@ def test_on_eight_devices():
 
 
 FLAGS = ["--config=configs/vp_digits.py", "--config.network.features=8", "--config.network.multipliers=(1,)"]
-FLAGS += ["--config.training.batch_size=16", "--config.training.log_every=1", "--config.training.checkpoint_every=20"]
+FLAGS += ["--config.training.batch_size=16", "--config.training.log_every=1", "--config.training.checkpoint_every=10"]
 FLAGS += ["--config.sampling.num_samples=10", "--config.sampling.num_steps=2", "--config.sampling.grid=log_snr"]
 FLAGS += ["--config.mesh.fsdp=2", "--config.distributed.enabled=True", "--config.distributed.num_processes=2"]
 
@@ -53,15 +53,15 @@ def wait_for(condition, processes):
 
 def test_two_processes_one_of_which_is_killed(tmp_path):
     """SIGKILL to one, then both again; SIGTERM to one; against a run that nobody disturbed."""
-    processes = start(tmp_path / "killed", 100)
-    wait_for(lambda: (tmp_path / "killed/checkpoints/20").exists(), processes)
+    processes = start(tmp_path / "killed", 40)
+    wait_for(lambda: (tmp_path / "killed/checkpoints/10").exists(), processes)
     processes[1].kill()
     time.sleep(1)
     for process in processes:
         process.kill()  # The first one waits for the other; a scheduler ends it.
         process.communicate()
-    assert steps(tmp_path / "killed") < 100
-    processes = start(tmp_path / "killed", 100)
+    assert steps(tmp_path / "killed") < 40
+    processes = start(tmp_path / "killed", 40)
     before = steps(tmp_path / "killed")
     wait_for(lambda: steps(tmp_path / "killed") > before + 3, processes)
     processes[1].terminate()
@@ -71,14 +71,14 @@ def test_two_processes_one_of_which_is_killed(tmp_path):
     assert "the same command goes on from there" in outputs[0]
     assert "steps/s" not in outputs[1]  # One speaks for all.
     for workdir in (tmp_path / "killed", tmp_path / "whole"):
-        processes = start(workdir, 100)
+        processes = start(workdir, 40)
         outputs = [process.communicate(timeout=400)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs
     config = get_config("vp_digits")
     config.network.update(features=8, multipliers=(1,))
     config.training.batch_size = 16
-    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 100)
-    samples = [np.load(tmp_path / name / "samples/step_100.npz")["arr_0"] for name in ("killed", "whole")]
+    assert_equal_states(config, tmp_path / "killed", tmp_path / "whole", 40)
+    samples = [np.load(tmp_path / name / "samples/step_40.npz")["arr_0"] for name in ("killed", "whole")]
     np.testing.assert_array_equal(*samples)
     assert samples[0].shape == (10, 8, 8, 1)
 
