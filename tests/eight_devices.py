@@ -94,6 +94,7 @@ def test_evaluation_and_likelihood_are_those_of_one_device(workdirs):
     for mesh in MESHES.values():
         config = config_on(mesh)
         config.sampling.batch_size = 8
+        config.evaluation.likelihood.update(rtol=1e-2, atol=1e-2)  # Steps that are not at the solver's stability limit.
         for mode, config.evaluation.num_samples in (("likelihood", 16), ("evaluate", 13)):
             experiment.run(config, mode, workdir)
         numbers = json.loads((workdir / "likelihood.json").read_text())
@@ -101,7 +102,7 @@ def test_evaluation_and_likelihood_are_those_of_one_device(workdirs):
         tables.append(numbers | {key: row["generated"] for key, row in table.items()})
     assert (tables[0]["num_images"], tables[0]["num_samples"]) == (16, 13)
     for key, value in tables[0].items():
-        # Rounding changes the solver's steps, and with them an image's bits by up to 1e-3: more of their spread.
+        # Rounding changes the solver's steps, if little, and by more the spread of an image's bits.
         rel = {"num_evaluations": 0.05, "standard_error": 5e-3}.get(key, 1e-3)
         assert tables[1][key] == pytest.approx(value, rel=rel, abs=1e-4), key
 
