@@ -4,7 +4,9 @@
    start from the exact marginal; the energy distance to the exact law, times 10,000.
 2. With `--workdir`, on the digits model trained there by `configs/vp_digits.py`: 1,024 samples; the Frechet distance on
    pixels to all 1,797 digits.  1,000 evaluations take minutes each on two cores.
-3. With `--diffusers`, the schedulers of diffusers (an extra, `pip install diffusers torch`) on the mixture.
+3. The samplers that choose their steps, the evaluations counted: the adaptive one by its tolerance, and Picard's
+   iteration, which takes many at once, by the steps of DDIM that it takes; on both.
+4. With `--diffusers`, the schedulers of diffusers (an extra, `pip install diffusers torch`) on the mixture.
 
 Energy distances are of the samples' cloud-in-cell histogram with 0.01 wide cells and the law's density there, by
 Fourier transforms: exact but for the cells' width, and without the noise of a second sample.  The diagonal, 0.4 for
@@ -59,6 +61,11 @@ SAMPLERS = {
     "UniPC": (sj.unipc, 1, "quadratic"),
     "UniPC, learned grid": (sj.unipc, 1, "curvature"),
 }
+# Those that choose their steps, each with the evaluations that it takes at once.
+COUNTED = {
+    f"adaptive, tolerance {rtol}": (functools.partial(sj.adaptive_sde, rtol=rtol), 1) for rtol in (0.5, 0.1, 0.02)
+}
+COUNTED |= {f"Picard, {n} steps": (functools.partial(sj.picard, num_points=n), n) for n in (20, 50, 100)}
 
 
 @functools.cache
@@ -107,6 +114,26 @@ def runs(sde, score_fn, x):
             yield name, budget, np.asarray(run(jax.random.key(1), x, ts))
 
 
+def counted(sde, score_fn, x, error):
+    """For each of `COUNTED` its evaluations one after the other, all of them, and the error; printed as they come."""
+    table = {}
+    for name, (make, width) in COUNTED.items():
+        calls = []
+
+        def counting(x, t, calls=calls):
+            jax.debug.callback(lambda _: calls.append(1), jnp.mean(t))
+            return score_fn(x, t)
+
+        ts = jnp.array([sde.t_max, sde.t_min])
+        run = jax.jit(lambda key, x, make=make, score_fn=counting, ts=ts: sj.sample(key, make(sde, score_fn), x, ts))
+        samples = np.asarray(run(jax.random.key(1), x))
+        jax.effects_barrier()
+        row = {"one after the other": len(calls) // width, "all": len(calls), "error": round(error(samples), 3)}
+        table[name] = row
+        print(f"| {name} | " + " | ".join(f"{value:.4g}" for value in row.values()) + " |", flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, help="of a trained configs/vp_digits.py")
@@ -115,11 +142,14 @@ def main() -> None:
     arguments = parser.parse_args()
     train.tune_cpu()
 
-    result = {"mixture": tabulate("energy distance x 10^4", mixture()), "jax": jax.__version__}
+    result: dict = {"jax": jax.__version__}
+    problems = {"mixture": mixture()} | ({"digits": digits(arguments.workdir)} if arguments.workdir else {})
+    for name, (sde, score_fn, x, error) in problems.items():
+        rows = ((sampler, budget, error(samples)) for sampler, budget, samples in runs(sde, score_fn, x))
+        result[name] = tabulate(f"{name}: {error.__name__}", rows)
+        result[f"{name}, counted"] = counted(sde, score_fn, x, error)
     if arguments.diffusers:
         result["mixture, diffusers"] = tabulate("diffusers, default options", diffusers())
-    if arguments.workdir:
-        result["digits"] = tabulate("digits: Frechet distance", digits(arguments.workdir))
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -134,14 +164,14 @@ def tabulate(title, results):
 
 
 def mixture():
+    """The process, the score, states at t_max and the error of samples."""
     sde = sj.DDPM()
     x = MIXTURE.marginal(sde, sde.t_max).sample(jax.random.key(0), NUM_SAMPLES)
-    for name, budget, samples in runs(sde, MIXTURE.score_fn(sde), x):
-        yield name, budget, energy_distance(samples)
+    return sde, MIXTURE.score_fn(sde), x, energy_distance
 
 
 def digits(workdir: pathlib.Path):
-    """The Frechet distances of the model in a directory."""
+    """The same of the model in a directory."""
     import yaml
     from ml_collections import ConfigDict
 
@@ -156,11 +186,13 @@ def digits(workdir: pathlib.Path):
 
     datasets = run.dataset, build.open_data(run.config, "test")
     real = features(np.concatenate([d.read(np.arange(d.size))[0] for d in datasets]))
-    x = sj.sample_prior(jax.random.key(0), sde, (1024, *run.dataset.shape))
-    for name, budget, samples in runs(sde, score_fn, x):
-        finite = np.isfinite(samples).all()
-        images = features(data.to_uint8(samples, centered=True))
-        yield name, budget, metrics.frechet_distance(images, real) if finite else float("nan")
+
+    def frechet_distance(samples: np.ndarray) -> float:
+        if not np.isfinite(samples).all():
+            return float("nan")
+        return metrics.frechet_distance(features(data.to_uint8(samples, centered=True)), real)
+
+    return sde, score_fn, sj.sample_prior(jax.random.key(0), sde, (1024, *run.dataset.shape)), frechet_distance
 
 
 def diffusers():

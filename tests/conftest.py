@@ -25,6 +25,12 @@ jax.config.update("jax_compilation_cache_dir", CACHE.name)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes come first, so that no worker is left alone with them."""
+    items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_faults"))
+
+
 # Steps of a moderate VE, so that samplers with few steps stand a chance.
 PROCESSES = {"VP": sj.VP(), "SubVP": sj.SubVP(), "VE": sj.VE(sigma_min=0.01, sigma_max=20.0)}
 OTHERS = {cls.__name__: cls() for cls in (sj.Cosine, sj.EDM, sj.RectifiedFlow, sj.OrnsteinUhlenbeck, sj.DDPM)}
