@@ -1,9 +1,11 @@
 """Compile time and the time to the first samples, in processes of their own, without and with the persistent cache.
 
 `python -m benchmarks.startup gradient` compiles the gradient of DDPM++'s loss, `samples` draws 64 digits by the default
-sampler; each prints its seconds, the samples' from the start of Python's own code on.
+sampler; each prints its seconds: of the gradient those of tracing and lowering too, of the samples all from the start
+of Python's own code on.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -21,16 +23,17 @@ def measure() -> dict[str, dict[str, float]]:
             # JAX by itself does not keep what compiles in less than a second.
             settings = {"JAX_COMPILATION_CACHE_DIR": directory, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             command = [sys.executable, "-m", "benchmarks.startup", what]
-            out = [
-                subprocess.run(command, env=os.environ | settings, check=True, stdout=subprocess.PIPE, text=True).stdout
+            cold, warm = (
+                json.loads(
+                    subprocess.run(command, env=os.environ | settings, check=True, stdout=subprocess.PIPE).stdout
+                )
                 for _ in range(2)
-            ]
-        cold, warm = (float(text.split()[-1]) for text in out)
-        rows[what] = {"cold, s": cold, "warm, s": warm, "warm / cold": warm / cold}
+            )
+        rows |= {n: {"cold, s": cold[n], "warm, s": warm[n], "warm / cold": warm[n] / cold[n]} for n in cold}
     return rows
 
 
-def gradient() -> float:
+def gradient() -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
@@ -39,22 +42,25 @@ def gradient() -> float:
     it = subjects.SUBJECTS[subjects.DDPMPP]()
     batch = {"x": jnp.zeros(it.shape), "y": jnp.zeros(it.shape[0], jnp.int32)}
     start = time.perf_counter()
-    jax.jit(jax.value_and_grad(it.loss_fn)).lower(it.state.params, jax.random.key(0), batch).compile()
-    return time.perf_counter() - start
+    lowered = jax.jit(jax.value_and_grad(it.loss_fn)).lower(it.state.params, jax.random.key(0), batch)
+    between = time.perf_counter()
+    lowered.compile()
+    end = time.perf_counter()
+    return {"gradient, compiled": end - between, "gradient, traced and compiled": end - start}
 
 
-def samples() -> float:
+def samples() -> dict[str, float]:
     import score_jax as sj
     from benchmarks import sampling, subjects
 
     it = subjects.SUBJECTS[subjects.DIGITS_UNET]()
     score_fn = sj.from_noise(sampling.SDE, sampling.noise(it.network, it.state.params))
     sampling.sampled(sj.sde_dpm_solver_pp, score_fn, 20)(sampling.X).block_until_ready()
-    return time.perf_counter() - START
+    return {"samples": time.perf_counter() - START}
 
 
 if __name__ == "__main__":
     from score_jax import train
 
     train.tune_cpu()
-    print({"gradient": gradient, "samples": samples}[sys.argv[1]]())
+    print(json.dumps({"gradient": gradient, "samples": samples}[sys.argv[1]]()))

@@ -14,6 +14,8 @@ and a gradient that is not finite leaves all but the count of steps as it was.
 """
 
 import functools
+import importlib.metadata
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -34,19 +36,24 @@ LossFn = Callable[[PyTree, Array, PyTree], Array]
 
 
 def tune_cpu() -> None:
-    """Set two flags of XLA's CPU backend without which training is slower; call it before the first computation.
+    """Set three flags of XLA's CPU backend without which training is slower; call it before the first computation.
 
-    The convolutions of its YNN library, the default since JAX 0.10, train small networks 1.3 times slower.  And it
-    drops optimization barriers before it fuses: without them residual sums are computed over and over
-    (`networks.layers.settled`), and what `remat` is to compute again is kept instead.  A flag that the environment sets
-    already is left alone, and so are versions of JAX not known to have them.
+    The convolutions of its YNN library, the default since JAX 0.10, train small networks 1.3 times slower.  It drops
+    optimization barriers before it fuses: without them residual sums are computed over and over
+    (`networks.layers.settled`), and what `remat` is to compute again is kept instead.  And it optimises for long what
+    runs no faster for it, as networks spend their time in library calls: at LLVM's level 1 large ones compile in three
+    quarters of the time.  A flag that the environment sets already is left alone, and so are versions of JAX not known
+    to have them, and machines with an accelerator, whose compilers read some of these flags, too.
     """
     # XLA ends the process at a flag that it does not know.
-    if not (0, 10) <= jax.__version_info__[:2] <= (0, 12):
+    known = (0, 10) <= jax.__version_info__[:2] <= (0, 12)
+    accelerator = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
+    if accelerator or not known:
         return
     for flag, value in (
         ("--xla_cpu_experimental_ynn_fusion_type", ""),
         ("--xla_disable_hlo_passes", "cse_barrier_expander"),
+        ("--xla_backend_optimization_level", "1"),
     ):
         flags = os.environ.get("XLA_FLAGS", "")
         if flag not in flags:
