@@ -140,16 +140,15 @@ def make_train_step(
     def step(state: TrainState, key: Array, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
         loss, grads = _gradient(loss_fn, accumulate, state.params, key, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-        after = TrainState(state.step, params, ema, opt_state, jnp.zeros_like(state.skipped))
-        before = state._replace(skipped=state.skipped + 1)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
-        return after._replace(step=state.step + 1), metrics
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        after, before = (optax.apply_updates(state.params, updates), opt_state), (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+        decay = jnp.where(finite, jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step)), 1.0)
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        return TrainState(state.step + 1, params, ema, opt_state, skipped), metrics
 
     return step
 
