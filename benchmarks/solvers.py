@@ -4,7 +4,7 @@
    start from the exact marginal; the energy distance to the exact law, times 10,000.
 2. With `--workdir`, on the digits model trained there by `configs/vp_digits.py`: 1,024 samples; the Frechet distance on
    pixels to all 1,797 digits.  1,000 evaluations take minutes each on two cores.
-3. The samplers that choose their steps, the evaluations counted: the adaptive one by its tolerance, and Picard's
+3. The samplers that choose their steps, their evaluations counted: the adaptive one by its tolerance, and Picard's
    iteration, which takes many at once, by the steps of DDIM that it takes; on both.
 4. With `--diffusers`, the schedulers of diffusers (an extra, `pip install diffusers torch`) on the mixture.
 
