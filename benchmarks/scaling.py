@@ -34,7 +34,7 @@ def experiments(devices: int) -> dict:
     # DiT-XL/2 on the latent codes of images of 256 pixels.
     dit.network = dict(name="DiT", width=1152, depth=28, heads=16, patch=2, num_classes=1000)
     dit.training.batch_size = 256
-    return {"NCSN++, FFHQ 1024": (ffhq, (1024, 1024, 3)), "DiT-XL/2, 32x32x4": (dit, (32, 32, 4))}
+    return {"DiT-XL/2, 32x32x4": (dit, (32, 32, 4)), "NCSN++, FFHQ 1024": (ffhq, (1024, 1024, 3))}
 
 
 def measure(name: str, devices: int) -> dict[str, float]:
