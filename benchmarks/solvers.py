@@ -116,7 +116,8 @@ def runs(sde, score_fn, x):
 
 def counted(sde, score_fn, x, error):
     """For each of `COUNTED` its evaluations one after the other, all of them, and the error; printed as they come."""
-    table = {}
+    table, ts = {}, jnp.array([sde.t_max, sde.t_min])
+    print("\n| | one after the other | all | error |\n|---|---:|---:|---:|", flush=True)
     for name, (make, width) in COUNTED.items():
         calls = []
 
@@ -124,8 +125,8 @@ def counted(sde, score_fn, x, error):
             jax.debug.callback(lambda _: calls.append(1), jnp.mean(t))
             return score_fn(x, t)
 
-        ts = jnp.array([sde.t_max, sde.t_min])
-        run = jax.jit(lambda key, x, make=make, score_fn=counting, ts=ts: sj.sample(key, make(sde, score_fn), x, ts))
+        sampler = make(sde, counting)
+        run = jax.jit(lambda key, x, sampler=sampler: sj.sample(key, sampler, x, ts))
         samples = np.asarray(run(jax.random.key(1), x))
         jax.effects_barrier()
         row = {"one after the other": len(calls) // width, "all": len(calls), "error": round(error(samples), 3)}

@@ -103,7 +103,7 @@ def test_evaluation_and_likelihood_are_those_of_one_device(workdirs):
     assert (tables[0]["num_images"], tables[0]["num_samples"]) == (16, 13)
     for key, value in tables[0].items():
         # Rounding changes the solver's steps, if little, and by more the spread of an image's bits.
-        rel = {"num_evaluations": 0.05, "standard_error": 5e-3}.get(key, 1e-3)
+        rel = 5e-3 if key == "standard_error" else 1e-3
         assert tables[1][key] == pytest.approx(value, rel=rel, abs=1e-4), key
 
 

@@ -228,6 +228,14 @@ def test_group_norm_equals_its_definition():
     reference = nn.GroupNorm(num_groups=6, epsilon=1e-6)
     expected = reference.apply(params, x)
     np.testing.assert_allclose(layers.GroupNorm().apply(params, x), expected, rtol=1e-4, atol=1e-4)
+    # Its derivatives, too, in either direction.
+    direction = jax.random.normal(jax.random.key(1), x.shape)
+    products, gradients = [], []
+    for network in (layers.GroupNorm(), reference):
+        products.append(jax.jvp(lambda x, n=network: n.apply(params, x), (x,), (direction,))[1])
+        gradients.append(jax.vjp(network.apply, params, x)[1](direction))
+    np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *gradients)
 
 
 def test_attention_equals_its_definition():

@@ -91,7 +91,7 @@ def test_gradients_that_are_not_finite_change_nothing_up_to_a_limit():
     ((at, state),) = saved
     one, _, _ = run([good])
     assert at == 5
-    jax.tree.map(np.testing.assert_array_equal, state.params, one.params)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema), (one.params, one.ema))
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
