@@ -14,6 +14,8 @@ import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer, variance_scaling
 
+from score_jax.networks.convolution import convolve
+
 __all__ = [
     "Attention",
     "GroupNorm",
@@ -42,7 +44,8 @@ def dense(x: Array, features: int, *, scale: float = 1.0) -> Array:
 
 def conv(x: Array, features: int, *, size: int = 3, scale: float = 1.0, **options) -> Array:
     """A convolution that keeps the image's size, with DDPM's initialiser; `options` of `nn.Conv`."""
-    return nn.Conv(features, (size, size), dtype=x.dtype, kernel_init=default_init(scale), **options)(x)
+    options |= {"dtype": x.dtype, "kernel_init": default_init(scale), "conv_general_dilated": convolve}
+    return nn.Conv(features, (size, size), **options)(x)
 
 
 class GroupNorm(nn.Module):

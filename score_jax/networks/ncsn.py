@@ -37,6 +37,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import variance_scaling
 
+from score_jax.networks.convolution import convolve
+
 __all__ = ["NCSN", "NCSNv2"]
 
 # PyTorch's initialiser of convolutions, and its epsilon of instance normalisation.
@@ -87,7 +89,13 @@ def _level_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> A
 
 def _conv(features: int, name: str, *, kernel: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv:
     return nn.Conv(
-        features, (kernel, kernel), kernel_dilation=dilation, use_bias=bias, kernel_init=CONV_INIT, name=name
+        features,
+        (kernel, kernel),
+        kernel_dilation=dilation,
+        use_bias=bias,
+        kernel_init=CONV_INIT,
+        conv_general_dilated=convolve,
+        name=name,
     )
 
 
