@@ -107,6 +107,23 @@ def test_no_class_is_a_class_of_its_own(case):
     assert all(np.abs(outs[3] - out).max() > 1e-3 for out in outs[:3])
 
 
+def test_class_and_time_are_added_before_the_last_activation():
+    """silu(W_2 silu(W_1 waves) + class), by hand: behind it, what a class changes would be the same at all times."""
+    network, cond, y = embeddings.Embedding(4, num_classes=2), jnp.array([3.0, 700.0]), jnp.array([1, 2])
+    params = randomised(network, cond, y)
+    (first, second), table = (params["params"][f"Dense_{i}"] for i in range(2)), params["params"]["Embed_0"]
+    h = nn.silu(embeddings.positional(cond, 4) @ first["kernel"] + first["bias"][None])
+    expected = nn.silu(h @ second["kernel"] + second["bias"][None] + table["embedding"][y])
+    np.testing.assert_allclose(network.apply(params, cond, y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_for_a_network_without_classes_are_an_error():
+    with pytest.raises(ValueError, match="set num_classes"):
+        embeddings.Embedding(4).init(jax.random.key(0), jnp.ones(2), jnp.ones(2, jnp.int32))
+    with pytest.raises(ValueError, match="set num_augmentations"):
+        embeddings.Embedding(4).init(jax.random.key(0), jnp.ones(2), None, jnp.ones((2, 3)))
+
+
 def test_classifier_logits_depend_on_image_and_noise_level_row_by_row():
     network, x = Classifier(4, (1, 2), 1, (2,), num_classes=5), jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
     cond = jnp.array([1.0, 200.0, 500.0, 999.0])

@@ -18,7 +18,7 @@ def positional(cond: Array, size: int) -> Array:
     The frequencies run from 1 down to 1/10,000, for a conditioning value between 0 and about 1,000.
     """
     half = size // 2
-    return _waves(cond, jnp.exp(-math.log(10_000) * jnp.arange(half) / (half - 1)))
+    return _waves(cond, jnp.exp(-math.log(10_000) * jnp.arange(half) / max(half - 1, 1)))
 
 
 def transformer(cond: Array, size: int) -> Array:
@@ -35,7 +35,7 @@ def fourier(cond: Array, size: int) -> Array:
     half = size // 2
     return _waves(
         jnp.log(cond),
-        2 * math.pi / 64 * jnp.exp(math.log(128) * jnp.arange(half) / (half - 1)),
+        2 * math.pi / 64 * jnp.exp(math.log(128) * jnp.arange(half) / max(half - 1, 1)),
     )
 
 
@@ -47,8 +47,11 @@ def _waves(value: Array, frequencies: Array) -> Array:
 class Embedding(nn.Module):
     """What a network knows beside its input: the conditioning value and, if any, the class; after an activation.
 
-    The label `num_classes` stands for no class: what a network learns where labels are dropped, and the
-    unconditional score of classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
+        silu(W_2 silu(W_1 waves(cond)) + class)
+
+    as ADM and DiT have it (Dhariwal & Nichol 2021; Peebles & Xie 2023).  The label `num_classes` stands for no class:
+    what a network learns where labels are dropped, and the unconditional score of classifier-free guidance (Ho &
+    Salimans 2022, Algorithm 1).
 
     Attributes:
       features: the size of the waves; the embedding has four times as many.
@@ -66,6 +69,10 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, cond: Array, y: Array | None, augmentation: Array | None = None) -> Array:
+        if y is not None and not self.num_classes:
+            raise ValueError("labels y for a network without classes: set num_classes")
+        if augmentation is not None and not self.num_augmentations:
+            raise ValueError("an augmentation for a network that knows none: set num_augmentations")
         waves = {
             "positional": positional,
             "transformer": transformer,
@@ -81,13 +88,12 @@ class Embedding(nn.Module):
             emb = emb + nn.Dense(self.features, use_bias=False, kernel_init=default_init(), name="augment")(
                 augmentation
             )
-        for _ in range(2):
-            emb = nn.silu(dense(emb, 4 * self.features))
-        if not self.num_classes:
-            return emb
-        if y is None:
+        emb = dense(nn.silu(dense(emb, 4 * self.features)), 4 * self.features)
+        if self.num_classes and y is None:
             raise ValueError(f"a network of {self.num_classes} classes needs labels y, [batch] integers")
-        return emb + nn.Embed(self.num_classes + 1, 4 * self.features)(y)
+        if y is not None:
+            emb = emb + nn.Embed(self.num_classes + 1, 4 * self.features)(y)
+        return nn.silu(emb)
 
     def gaussian_fourier(self, cond: Array, size: int) -> Array:
         # The published standard deviation; training does not change the frequencies.

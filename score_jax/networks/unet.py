@@ -8,7 +8,7 @@ The last convolution starts at zero.  Three forms, by their fields:
   Appendix H), and between resolutions there is no convolution of its own, since a residual block follows;
 - DDPM: `resample='conv', rescale=False, groups=32`;
 - ADM's blocks (Dhariwal & Nichol 2021), which EDM takes over (Karras et al. 2022): `resample='block', rescale=False,
-  groups=32, adaptive=True, head_channels=64`; the class is added behind the embedding's activation, not before.
+  groups=32, adaptive=True, head_channels=64`.
 """
 
 import functools
