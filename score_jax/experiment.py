@@ -71,7 +71,9 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
             accumulate=accumulate,
             out_shardings=(run.shardings, sharding.replicated(mesh)),
         )
-        with MetricLog(run.workdir, start=start, num_steps=num_steps) as log:
+        silent = contextlib.nullcontext(lambda step, metrics: None)  # One process writes for all.
+        first = jax.process_index() == 0
+        with MetricLog(run.workdir, start=start, num_steps=num_steps) if first else silent as log:
             return train.fit(
                 step_fn,
                 state,

@@ -1,5 +1,6 @@
 """Several devices, and several processes: each in processes of its own, as a backend has one number of devices."""
 
+import json
 import os
 import socket
 import subprocess
@@ -81,6 +82,10 @@ def test_two_processes_one_of_which_is_killed(tmp_path):
     samples = [np.load(tmp_path / name / "samples/step_40.npz")["arr_0"] for name in ("killed", "whole")]
     np.testing.assert_array_equal(*samples)
     assert samples[0].shape == (10, 8, 8, 1)
+    for workdir in (tmp_path / "killed", tmp_path / "whole"):  # One process writes for all.
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, 41))
+    assert len(list((tmp_path / "whole").glob("events.out.tfevents.*"))) == 1
 
 
 def test_each_process_reads_its_part():
