@@ -7,6 +7,7 @@ are read into the places that the caller names, however many devices they were w
 """
 
 import contextlib
+import itertools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -59,8 +60,15 @@ def _told(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """Read the newest step that can be read; a damaged one is set aside, under another name, and that is printed.
+def restore_newest(
+    manager: ocp.CheckpointManager, like: Any, *, set_aside: bool = True
+) -> tuple[int, Any, dict[str, Any]] | None:
+    """Read the newest step that can be read; damaged ones are passed over, and that is printed.
+
+    Args:
+      manager: of the directory.
+      like: as in `restore`.
+      set_aside: whether to give damaged ones another name, as who trains may, and who reads beside a run may not.
 
     Returns:
       The step and what `restore` gives, or None if there is none.
@@ -80,11 +88,12 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any,
             damaged[step] = why
             continue
         for bad, why in damaged.items():
-            if jax.process_index() == 0:
+            if set_aside and jax.process_index() == 0:
                 path = pathlib.Path(manager.directory) / str(bad)
-                path.rename(path.with_name(f"{bad}.damaged"))
-            reason = str(why).splitlines()[0]
-            print(f"the checkpoint of step {bad} is damaged ({reason}): set aside, going back to step {step}")
+                names = (path.with_name(f"{bad}.damaged{k or ''}") for k in itertools.count())
+                path.rename(next(name for name in names if not name.exists()))
+            reason, done = str(why).splitlines()[0], "set aside" if set_aside else "passed over"
+            print(f"the checkpoint of step {bad} is damaged ({reason}): {done}, going back to step {step}")
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         manager.reload()
         return found

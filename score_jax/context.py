@@ -32,7 +32,7 @@ from score_jax.build import (
 )
 from score_jax.errors import UserError
 from score_jax.sde import sample_prior
-from score_jax.workdir import SampleFile, open_workdir, save_samples
+from score_jax.workdir import SampleFile, open_workdir, save_samples, sole_writer
 
 __all__ = ["Run"]
 
@@ -141,7 +141,7 @@ class Run:
     def restore(self) -> tuple[int, train.TrainState]:
         """The newest checkpoint's step and state."""
         with checkpoint.open_manager(self.workdir / "checkpoints") as manager:
-            if found := checkpoint.restore_newest(manager, self.state):
+            if found := checkpoint.restore_newest(manager, self.state, set_aside=False):
                 if self.pretrained:
                     print(f"{self.workdir} has a checkpoint of its own, which stands for {self.pretrained}")
                 return found[:2]
@@ -174,7 +174,20 @@ class Run:
         """Samples as stored, `[num_samples, ...]`, images uint8; the label of sample i is i % classes.
 
         They go to a file as they are made, where a run that was killed finds them again; in the end it is removed.
+
+        Raises:
+          UserError: if another process samples in the directory; if they are not finite.
         """
+        first = jax.process_index() == 0
+        with sole_writer(self.workdir, doing="sampling") if first else contextlib.nullcontext():
+            file = self.sample_file(step, params, num_samples)
+            multihost_utils.sync_global_devices("the samples are there")
+            yield file.open()
+            multihost_utils.sync_global_devices("the samples are read")
+            if first:
+                file.remove()
+
+    def sample_file(self, step: int, params: Any, num_samples: int) -> SampleFile:
         config, shape, first = self.config, (num_samples, *self.dataset.shape), jax.process_index() == 0
         compiled, ts = jax.jit(self.draw, out_shardings=sharding.of_batch(self.mesh)), self.grid(params)
         what = {"step": step, "pretrained": self.pretrained, **config.sampling.to_dict()}
@@ -190,10 +203,7 @@ class Run:
                 self.check_finite(x, inputs)
                 if first:
                     file.append(data.to_uint8(x, centered=config.data.centered) if x.ndim == 4 else x)
-        multihost_utils.sync_global_devices("the samples are there")
-        yield file.open()
-        if first:
-            file.remove()
+        return file
 
     def check_finite(self, x: np.ndarray, inputs: tuple) -> None:
         if np.isfinite(x).all():

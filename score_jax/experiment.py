@@ -28,7 +28,7 @@ from score_jax.build import (
 )
 from score_jax.context import Run
 from score_jax.errors import UserError
-from score_jax.workdir import MetricLog, sole_writer, termination
+from score_jax.workdir import MetricLog, sole_writer, termination, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
@@ -36,6 +36,8 @@ __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde",
 def _train(run: Run) -> None:
     first = jax.process_index() == 0
     with sole_writer(run.workdir) if first else contextlib.nullcontext(), termination() as stopped:
+        if first:
+            write_config(run.workdir, run.config.to_dict())
         state = _fit(run, stopped)
     if int(state.step) < run.config.training.num_steps:
         print(f"stopped at step {state.step}; the same command goes on from there")

@@ -23,7 +23,16 @@ from tqdm import tqdm
 from score_jax import data, report
 from score_jax.errors import UserError
 
-__all__ = ["MetricLog", "SampleFile", "open_workdir", "save_edits", "save_samples", "sole_writer", "termination"]
+__all__ = [
+    "MetricLog",
+    "SampleFile",
+    "open_workdir",
+    "save_edits",
+    "save_samples",
+    "sole_writer",
+    "termination",
+    "write_config",
+]
 
 # What may differ when a run goes on or is sampled from: none of it changes the steps already taken.
 FREE = (
@@ -46,7 +55,7 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
 
     Args:
       path: the directory.
-      config: the resolved config; it is written to `config.yaml`.
+      config: the resolved config; in a new directory it is written to `config.yaml`.
 
     Raises:
       UserError: if the directory holds a run of another config, or files that are no run's.
@@ -67,22 +76,34 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
     elif path.exists() and any(p.name != "config.yaml.part" for p in path.iterdir()):
         raise UserError(f"{path} is not empty and has no config.yaml: choose another --workdir")
     path.mkdir(parents=True, exist_ok=True)
-    _replace(file, yaml.safe_dump(plain, sort_keys=False))
+    if not file.exists():
+        write_config(path, config)
     (path / "samples").mkdir(exist_ok=True)
 
 
+def write_config(path: pathlib.Path, config: dict[str, Any]) -> None:
+    """Write `config.yaml`: in a new directory, and again by training, whose record it is."""
+    _replace(path / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
+
+
 @contextlib.contextmanager
-def sole_writer(path: pathlib.Path) -> Iterator[None]:
-    """While it lasts no other process may train in the directory.
+def sole_writer(path: pathlib.Path, *, doing: str = "training") -> Iterator[None]:
+    """While it lasts no other process may train in the directory, or do there what is named.
+
+    Args:
+      path: the directory.
+      doing: `training` or `sampling`, neither of which keeps the other away.
 
     Raises:
       UserError: if one does.
     """
-    with (path / ".lock").open("w") as file:
+    with (path / {"training": ".lock", "sampling": ".lock_sampling"}[doing]).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{path} is in training by another process: wait, or choose another --workdir") from error
+            raise UserError(f"{path} is in {doing} by another process: wait, or choose another --workdir") from error
+        except OSError as error:  # Not every file system of a cluster has locks.
+            print(f"{path} cannot be locked ({error.strerror}): see to it that no other process is {doing} there")
         yield
 
 

@@ -1,6 +1,7 @@
 """What goes wrong on clusters, and what is lost: nothing."""
 
 import contextlib
+import errno
 import json
 import pathlib
 import resource
@@ -12,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import yaml
 from test_experiment import ROOT, assert_equal_states, get_config, tiny, untrained
 
 from score_jax import checkpoint, experiment, workdir
@@ -134,18 +136,29 @@ def damage(directory: pathlib.Path):
 
 
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
+    """By training, as often as it takes; what only reads passes it over, as the run may be under way."""
     config = tiny()
     run = experiment.Run(config, untrained(config, tmp_path))
-    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
-        later = run.first_state()._replace(step=np.int32(9))
-        checkpoint.save(manager, 9, later, {})
-    assert run.restore()[0] == 9
-    damage(tmp_path / "checkpoints/9")
-    step, state = run.restore()
-    assert (step, int(state.step)) == (6, 0)
-    assert "the checkpoint of step 9 is damaged" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["6", "9.damaged"]
-    jax.tree.map(np.testing.assert_array_equal, state.params, later.params)
+
+    def names():
+        return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    for aside in (["9.damaged"], ["9.damaged", "9.damaged1"]):
+        with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+            later = run.first_state()._replace(step=np.int32(9))
+            checkpoint.save(manager, 9, later, {})
+        assert run.restore()[0] == 9
+        damage(tmp_path / "checkpoints/9")
+        before = names()
+        step, state = run.restore()
+        assert (step, int(state.step)) == (6, 0)
+        assert "the checkpoint of step 9 is damaged" in capsys.readouterr().out
+        assert names() == before
+        with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+            assert checkpoint.restore_newest(manager, run.state)[0] == 6
+        assert "9 is damaged" in capsys.readouterr().out
+        assert names() == ["6", *aside]
+        jax.tree.map(np.testing.assert_array_equal, state.params, later.params)
     # Where none can be read, none is set aside, and the reason is told.
     damage(tmp_path / "checkpoints/6")
     with pytest.raises(UserError, match=r"checkpoint of step 6 .* cannot be read"):
@@ -156,5 +169,44 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
 def test_two_runs_do_not_train_in_one_directory(tmp_path):
     config = tiny()
     untrained(config, tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    config.training.num_steps = 7
     with workdir.sole_writer(tmp_path), pytest.raises(UserError, match="in training by another process"):
         experiment.run(config, "train", tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == before  # The record of the run in progress.
+
+
+def test_the_config_on_record_is_that_of_training(tmp_path):
+    config = tiny("toy2d")
+    experiment.run(config, "train", tmp_path)
+    config.sampling.num_samples = 3
+    experiment.run(config, "sample", tmp_path)
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert recorded["sampling"]["num_samples"] == 5
+    config.training.num_steps = 7
+    experiment.run(config, "train", tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == json.loads(config.to_json())
+
+
+def test_two_runs_do_not_mix_their_samples(tmp_path):
+    """Nor does one that samples keep another from training."""
+    config = tiny()
+    run = experiment.Run(config, untrained(config, tmp_path))
+    params = run.restore()[1].ema
+    with run.samples(6, params, 4):
+        with pytest.raises(UserError, match=r"in sampling by another process: wait"):
+            experiment.run(config, "evaluate", tmp_path)
+        with workdir.sole_writer(tmp_path):
+            pass
+        assert (tmp_path / "samples/partial.npy").exists()
+    with run.samples(6, params, 4) as samples:
+        assert len(samples) == 4
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    with workdir.sole_writer(tmp_path):
+        assert "cannot be locked (No locks available): see to it that no other" in capsys.readouterr().out
