@@ -27,6 +27,7 @@ def base() -> ConfigDict:
                 name="digits",
                 dir="",  # '': the default of tensorflow-datasets
                 image_size=0,  # 0: as stored
+                crop=0,  # the side of the central square that is resized to image_size; 0: the largest
                 centered=True,  # to [-1, 1]; otherwise [0, 1]
                 random_flip=False,
                 dequantize=False,
@@ -127,6 +128,9 @@ def ladder(
     )
 
 
+# The side of the central square that published experiments take of images, where it is not the largest.
+CROPS = {"celeb_a": 140}
+
 # Of NCSN's and NCSNv2's training, as published: half the sum as the loss, neither warm-up nor clipping.
 PUBLISHED = dict(batch_size=128, reduce_mean=False, warmup_steps=0, grad_clip=math.inf, checkpoint_every=5000)
 
@@ -142,7 +146,8 @@ def ncsn(data: str, *, image_size: int, features: int) -> ConfigDict:
     config = base()
     ladder(config, num_levels=10, sigma_max=1.0, step_size=2e-5, steps_per_level=100)
     config.network = dict(name="NCSN", features=features, num_levels=config.get_ref("num_levels"))
-    config.data.update(name=data, image_size=image_size, random_flip=data != "mnist")
+    images = dict(image_size=image_size, crop=CROPS.get(data, 0), random_flip=data != "mnist", dequantize=True)
+    config.data.update(name=data, **images)
     config.training.update(num_steps=200_000, learning_rate=1e-3, ema_decay=0.0, **PUBLISHED)
     config.sampling.denoise = False
     return config
@@ -153,7 +158,7 @@ def ncsnv2(data: str, *, image_size: int, multipliers: tuple[int, ...], num_step
     config = base()
     ladder(config, **levels)
     config.network = ncsnv2_network(config, features=128, multipliers=multipliers)
-    config.data.update(name=data, image_size=image_size, random_flip=True)
+    config.data.update(name=data, image_size=image_size, random_flip=True, crop=CROPS.get(data, 0))
     config.training.update(num_steps=num_steps, learning_rate=1e-4, ema_decay=0.999, **PUBLISHED)
     return config
 
@@ -206,7 +211,7 @@ def score_sde(data: str, image_size: int, network: dict, *, deep: bool = False, 
     config = base()
     config.sde = sde
     config.network = network
-    config.data.update(name=data, image_size=image_size, random_flip=True)
+    config.data.update(name=data, image_size=image_size, random_flip=True, crop=CROPS.get(data, 0))
     config.training.update(
         num_steps=950_000 if deep else 1_300_000,
         batch_size=128,

@@ -246,9 +246,8 @@ def _label_dropout(config: ConfigDict) -> float:
 
 def open_data(config: ConfigDict, split: str) -> data.Dataset:
     """A split of the data set of `config.data`."""
-    return data.load(
-        config.data.name, split, data_dir=config.data.dir or None, image_size=config.data.image_size or None
-    )
+    fields = {"data_dir": config.data.dir, "image_size": config.data.image_size, "crop": config.data.get("crop")}
+    return data.load(config.data.name, split, **{name: value or None for name, value in fields.items()})
 
 
 def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:

@@ -7,7 +7,7 @@ one number, and training resumes at the very batch where it stopped, on any numb
 Images stay uint8 up to the device, where `augment` makes floats of them.  TensorFlow is never
 imported.
 
-A data set is a function `f(split, *, data_dir, image_size)` of this module; any other name is
+A data set is a function `f(split, *, data_dir, image_size, crop)` of this module; any other name is
 an image data set of tensorflow-datasets, prepared beforehand by `prepare`:
 
     python -m score_jax.data cifar10 --data_dir=DIR
@@ -15,9 +15,9 @@ an image data set of tensorflow-datasets, prepared beforehand by `prepare`:
 
 import functools
 import pathlib
-import tarfile
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import grain
 import jax
@@ -28,10 +28,12 @@ from PIL import Image
 
 from score_jax.errors import UserError, nearest
 from score_jax.images import SUFFIXES, Files, fit
+from score_jax.prepare import prepare
 
 __all__ = ["checkerboard", "digits", "folder", "two_moons"]
 
 SPLITS = ("train", "test")
+FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}  # Of a folder of images, by the split.
 Images = TypeVar("Images", np.ndarray, Array)
 
 
@@ -43,14 +45,18 @@ class Dataset(NamedTuple):
       shape: the shape of one example, `(h, w, c)` or `(d,)`.
       read: `read(indices [b]) -> (x, y)`: uint8 images `[b, h, w, c]` or float32 vectors
         `[b, d]`, and int32 labels `[b]` (zeros where there are none).
+      undivided: whether the other split is of the same examples.
     """
 
     size: int
     shape: tuple[int, ...]
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    undivided: bool = False
 
 
-def load(name: str, split: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def load(
+    name: str, split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+) -> Dataset:
     """Open a data set by its name.
 
     Args:
@@ -58,6 +64,7 @@ def load(name: str, split: str, *, data_dir: str | None = None, image_size: int 
       split: `train` or `test`.
       data_dir: where files lie; None for the default of tensorflow-datasets.
       image_size: images are cropped to a square and resized to this; None leaves them alone.
+      crop: the side of that square, in the middle; None for the largest.
 
     Raises:
       UserError: if there is no such data set, or it is not on disk.
@@ -65,27 +72,31 @@ def load(name: str, split: str, *, data_dir: str | None = None, image_size: int 
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
     build = globals()[name] if name in __all__ else functools.partial(_tfds, name)
-    return build(split, data_dir=data_dir, image_size=image_size)
+    return build(split, data_dir=data_dir, image_size=image_size, crop=crop)
 
 
 def _from_arrays(x: np.ndarray, y: np.ndarray) -> Dataset:
     return Dataset(len(x), x.shape[1:], lambda indices: (x[indices], y[indices].astype(np.int32)))
 
 
-def digits(split: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def digits(
+    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8 in 17 grey levels: 1,437 to train on, 360 to test."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     images = np.round(x.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    if image_size not in (None, 8):
-        images = np.stack([fit(Image.fromarray(image[..., 0]), image_size, "L") for image in images])
+    if image_size not in (None, 8) or crop:
+        images = np.stack([fit(Image.fromarray(image[..., 0]), image_size, "L", crop) for image in images])
     order = np.random.default_rng(0).permutation(len(images))
     order = order[:1437] if split == "train" else order[1437:]
     return _from_arrays(images[order], y[order])
 
 
-def two_moons(split: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def two_moons(
+    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+) -> Dataset:
     """Two interleaved half circles with Gaussian noise 0.1, of about unit variance; the label is the moon."""
     rng = np.random.default_rng(SPLITS.index(split))
     y = rng.integers(0, 2, 50_000)
@@ -94,7 +105,9 @@ def two_moons(split: str, *, data_dir: str | None = None, image_size: int | None
     return _from_arrays((x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32), y)
 
 
-def checkerboard(split: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def checkerboard(
+    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+) -> Dataset:
     """Uniform on the eight dark fields of a 4x4 board over [-2, 2]^2; the label is the field's column."""
     rng = np.random.default_rng(SPLITS.index(split))
     column = rng.integers(0, 4, 50_000)
@@ -103,19 +116,28 @@ def checkerboard(split: str, *, data_dir: str | None = None, image_size: int | N
     return _from_arrays(x.astype(np.float32), column)
 
 
-def folder(split: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
-    """A folder of RGB images, in `data_dir/<split>` if that exists, else in `data_dir` itself.
+def folder(
+    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+) -> Dataset:
+    """A folder of RGB images: in `data_dir/train` and `/test` (or `/val`, `/validation`), or in `data_dir` itself.
 
-    Images in subfolders are labelled by the first of them, in alphabetical order.  A few that cannot be read are named
-    and skipped.
+    Where it is not divided both splits are all images, and that is printed.  Images in subfolders are labelled by the
+    first of them, in alphabetical order.  A few that cannot be read are named and skipped.
 
     Raises:
-      UserError: if the folder is missing or empty, or images differ in size and `image_size` is None.
+      UserError: if the folder is missing or empty, or has the other split alone, or images differ in size and
+        `image_size` is None.
     """
     if data_dir is None:
         raise UserError("the data set 'folder' needs config.data.dir, a directory of images")
-    root = pathlib.Path(data_dir)
-    root = root / split if (root / split).is_dir() else root
+    places = {s: [d for n in FOLDERS[s] if (d := pathlib.Path(data_dir, n)).is_dir()] for s in SPLITS}
+    if any(places.values()) and not places[split]:
+        raise UserError(
+            f"{data_dir} is divided, but has no folder for the split {split!r}: {' or '.join(FOLDERS[split])}"
+        )
+    root, undivided = pathlib.Path(data_dir), not places[split]
+    if not undivided:
+        root = places[split][0]
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise UserError(
@@ -123,7 +145,9 @@ def folder(split: str, *, data_dir: str | None = None, image_size: int | None = 
         )
     groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
     y = np.unique(groups, return_inverse=True)[1].astype(np.int32)
-    files = Files(paths, image_size)
+    if undivided and split == "test":
+        print(f"{root} is not divided into train/ and test/: the test split is all images, those trained on")
+    files = Files(paths, image_size, crop)
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, found = zip(*(files.read(int(i)) for i in indices), strict=True)
@@ -131,10 +155,10 @@ def folder(split: str, *, data_dir: str | None = None, image_size: int | None = 
             raise UserError(f"the images in {root} differ in size: set config.data.image_size to resize them")
         return np.stack(images), y[list(found)]
 
-    return Dataset(len(paths), read(np.arange(1))[0].shape[1:], read)
+    return Dataset(len(paths), read(np.arange(1))[0].shape[1:], read, undivided)
 
 
-def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None) -> Dataset:
+def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None, crop: int | None) -> Dataset:
     """An image data set of tensorflow-datasets, read with random access and without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -160,50 +184,12 @@ def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records = source.__getitems__([int(i) for i in indices])
         images = [record["image"] for record in records]
-        if image_size is not None and images[0].shape[:2] != (image_size, image_size):
-            mode = "L" if images[0].shape[-1] == 1 else "RGB"
-            images = [fit(Image.fromarray(image.squeeze()), image_size, mode) for image in images]
+        mode = "L" if images[0].shape[-1] == 1 else "RGB"
+        if image_size is not None or crop is not None:
+            images = [fit(Image.fromarray(image.squeeze()), image_size, mode, crop) for image in images]
         return np.stack(images), np.array([record.get("label", 0) for record in records], np.int32)
 
     return Dataset(len(source), read(np.arange(1))[0].shape[1:], read)
-
-
-def prepare(name: str, *, data_dir: str | None = None, archive: str | None = None) -> None:
-    """Download a data set of tensorflow-datasets and write it as array_record files, without TensorFlow.
-
-    Args:
-      name: the data set's name.
-      data_dir: where to write; None for the default of tensorflow-datasets.
-      archive: for CIFAR-10, the binary version's `.tar.gz` if it is on disk already.
-    """
-    import tensorflow_datasets as tfds
-
-    make = functools.partial(_cifar, archive) if name == "cifar10" else functools.partial(tfds.builder, name)
-    make(data_dir=data_dir, file_format="array_record").download_and_prepare(file_format="array_record")
-
-
-def _cifar(archive: str | None, **kwargs: Any):
-    """tensorflow-datasets' CIFAR-10 builder with TensorFlow's file reading replaced by `tarfile`."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.image_classification import cifar
-
-    with tfds.core.registered.skip_registration():  # The stock builder keeps the name.
-
-        class Cifar10(cifar.Cifar10):
-            def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-                path = archive or dl_manager.download(self._cifar_info.url)
-                return {s: self._records(str(path), s, getattr(self._cifar_info, f"{s}_files")) for s in SPLITS}
-
-            def _records(self, path: str, split: str, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-                with tarfile.open(path) as tar:
-                    members = {pathlib.PurePath(m.name).name: m for m in tar.getmembers()}
-                    blob = b"".join(tar.extractfile(members[n]).read() for n in names)  # type: ignore[union-attr]
-                for i, row in enumerate(np.frombuffer(blob, np.uint8).reshape(-1, 1 + 3072)):
-                    # A PIL image: an array would be encoded by TensorFlow.
-                    image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
-                    yield i, {"id": f"{split}_{i:05d}", "image": image, "label": int(row[0])}
-
-    return Cifar10(**kwargs)
 
 
 def to_float(x: Images, *, centered: bool, noise: Images | None = None) -> Images:
@@ -302,7 +288,10 @@ def _main() -> None:
     parser.add_argument("--data_dir", help="where to write; the default is that of tensorflow-datasets")
     parser.add_argument("--archive", help="CIFAR-10's binary .tar.gz, if it is on disk already")
     arguments = parser.parse_args()
-    prepare(arguments.name, data_dir=arguments.data_dir, archive=arguments.archive)
+    try:
+        prepare(arguments.name, data_dir=arguments.data_dir, archive=arguments.archive)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _evaluate(run: Run) -> None:
         else:
             table = evaluate.against_data(
                 generated,
-                [run.dataset, test],
+                [test] if test.undivided else [run.dataset, test],
                 classifier=config.evaluation.classifier,
                 labels=np.arange(len(generated)) % run.classes if run.classes else None,
             )

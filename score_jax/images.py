@@ -20,13 +20,13 @@ class Files:
     read; up to a hundredth of all files, or 10.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], image_size: int | None):
-        self._paths, self._image_size, self._bad = paths, image_size, set[int]()
+    def __init__(self, paths: Sequence[pathlib.Path], image_size: int | None, crop: int | None = None):
+        self._paths, self._image_size, self._crop, self._bad = paths, image_size, crop, set[int]()
 
     def read(self, i: int) -> tuple[np.ndarray, int]:
         """An image, and which it is."""
         try:
-            return open_image(self._paths[i], self._image_size), i
+            return open_image(self._paths[i], self._image_size, crop=self._crop), i
         except UserError as error:
             if i not in self._bad:
                 self._bad.add(i)
@@ -53,7 +53,7 @@ def read_images(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
     return np.stack(images)
 
 
-def open_image(path: pathlib.Path, image_size: int | None, mode: str = "RGB") -> np.ndarray:
+def open_image(path: pathlib.Path, image_size: int | None, mode: str = "RGB", *, crop: int | None = None) -> np.ndarray:
     """An image file as uint8 `[h, w, c]`, as `fit` has it.
 
     Raises:
@@ -61,16 +61,24 @@ def open_image(path: pathlib.Path, image_size: int | None, mode: str = "RGB") ->
     """
     try:
         with Image.open(path) as image:
-            return fit(image, image_size, mode)
+            return fit(image, image_size, mode, crop)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:  # Pillow's, by what is damaged.
         raise UserError(f"cannot read the image {path}: {error}") from error
 
 
-def fit(image: Image.Image, size: int | None, mode: str) -> np.ndarray:
-    """A PIL image as uint8 `[h, w, c]`, cropped to its central square and resized, if a size is given."""
+def fit(image: Image.Image, size: int | None, mode: str, crop: int | None = None) -> np.ndarray:
+    """A PIL image as uint8 `[h, w, c]`, cropped to its central square and resized, if a size is given.
+
+    Args:
+      image: of any size.
+      size: of the result; None leaves that of the square or, without a crop either, of the image.
+      mode: `L` or `RGB`.
+      crop: the side of the square; None for the largest, as for one that is too large.
+    """
     image = image.convert(mode)
-    if size is not None and image.size != (size, size):
-        side = min(image.size)
+    if crop or (size is not None and image.size != (size, size)):
+        side = min(crop or max(image.size), *image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((size or side,) * 2, Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, -1)

@@ -25,6 +25,7 @@ EDGE = {
     "features",
     "sharding",
     "images",
+    "prepare",
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}

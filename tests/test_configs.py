@@ -61,6 +61,7 @@ def test_hyperparameters_are_the_published(name):
     data = theirs["data"]
     assert (config.data.centered, config.data.image_size) == (data["centered"], data["image_size"])
     assert (config.data.random_flip, config.data.dequantize) == (data["random_flip"], data["uniform_dequantization"])
+    assert config.data.crop == (140 if data["dataset"] == "CELEBA" else 0)
 
     predictor = theirs["sampling"]["predictor"]
     assert config.sampling.sampler.name == PREDICTORS.get(predictor, predictor)
@@ -74,3 +75,12 @@ def test_hyperparameters_are_the_published(name):
     # With the denoising step, where the chain is discrete.
     assert config.sampling.num_steps + (not training["continuous"]) == model["num_scales"]
     assert config.sampling.denoise == theirs["sampling"]["noise_removal"]
+
+
+@pytest.mark.parametrize("name", ["ncsn_mnist", "ncsn_cifar", "ncsn_celeba", "ncsnv2_cifar", "ncsnv2_celeba"])
+def test_images_of_ncsn_are_made_as_published(name):
+    """Song & Ermon 2019 train on (255 x + u)/256, in 2020 on x in [0, 1]; of CelebA on the central 140 pixels."""
+    data = get_config(name).data
+    assert data.dequantize == ("v2" not in name)
+    assert data.crop == (140 if "celeba" in name else 0)
+    assert not data.centered

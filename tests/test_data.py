@@ -1,9 +1,11 @@
 """Data sets and the pipeline, tensorflow-datasets' real path included."""
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
+import types
 
 import jax
 import numpy as np
@@ -69,6 +71,88 @@ def test_folder_of_images(tmp_path, capsys):
         data.load("folder", "train", data_dir=str(tmp_path), image_size=8).read(np.arange(14))
     with pytest.raises(UserError, match="no images"):
         data.load("folder", "train", data_dir=str(tmp_path / "none"))
+
+
+def test_the_square_that_is_cropped(tmp_path):
+    """Pixels say where they were: of 218 x 178 the central 140, as of the published CelebA, or the largest, 178."""
+    place = np.stack(np.broadcast_arrays(np.arange(218)[:, None], np.arange(178), 0), axis=-1).astype(np.uint8)
+    Image.fromarray(place).save(tmp_path / "0.png")
+    for crop, top, left, side in ((140, 39, 19, 140), (None, 20, 0, 178), (1000, 20, 0, 178)):
+        options = {"data_dir": str(tmp_path), "crop": crop}
+        image = data.load("folder", "train", image_size=side, **options).read(np.arange(1))[0][0]
+        np.testing.assert_array_equal(image, place[top : top + side, left : left + side])
+        image = data.load("folder", "train", image_size=2, **options).read(np.arange(1))[0][0].astype(float)
+        quarters = [
+            [top + (side - 1) / 4, left + (side - 1) / 4],
+            [top + 3 * (side - 1) / 4, left + 3 * (side - 1) / 4],
+        ]
+        np.testing.assert_allclose(image[[0, 1], [0, 1], :2], quarters, atol=3)
+    assert data.load("folder", "train", data_dir=str(tmp_path), crop=140).shape == (140, 140, 3)
+
+
+def test_tensorflow_datasets_of_images_of_many_sizes(tmp_path, monkeypatch):
+    """Each is resized, whatever the size of the first."""
+    import tensorflow_datasets as tfds
+
+    sizes = [(8, 8), (12, 10), (8, 8), (30, 20)]
+    records = [{"image": np.full((*size, 3), i, np.uint8), "label": i} for i, size in enumerate(sizes)]
+
+    class Source(list):
+        def __getitems__(self, indices):
+            return [self[i] for i in indices]
+
+    info = types.SimpleNamespace(splits=["train"])
+    builder = types.SimpleNamespace(data_path=tmp_path, info=info, as_data_source=lambda split: Source(records))
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+    x, y = data.load("celeb_a", "train", image_size=8).read(np.arange(4))
+    assert x.shape == (4, 8, 8, 3)
+    assert list(x[:, 4, 4, 0]) == list(y) == [0, 1, 2, 3]
+
+
+def test_preparing_what_needs_tensorflow_is_one_line(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def download_and_prepare(**_):
+        raise ImportError("No module named 'tensorflow'\nplease install it")
+
+    monkeypatch.setattr(
+        tfds, "builder", lambda *_, **__: types.SimpleNamespace(download_and_prepare=download_and_prepare)
+    )
+    with pytest.raises(UserError, match=r"TensorFlow as a rule \(No module.*file_format='array_record'") as caught:
+        data.prepare("mnist", data_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"unknown data set 'mnits'; did you mean 'mnist'"):
+        data.prepare("mnits", data_dir=str(tmp_path))
+
+
+def write_images(root, names):
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * (i + 1), 0, 0)).save(root / name)
+
+
+@pytest.mark.parametrize("test", ["test", "val", "validation"])
+def test_the_test_split_of_a_folder(test, tmp_path, capsys):
+    write_images(tmp_path, ["train/a/0.png", "train/b/1.png", f"{test}/a/2.png"])
+    train, held_out = (data.load("folder", split, data_dir=str(tmp_path)) for split in data.SPLITS)
+    assert sorted(train.read(np.arange(train.size))[0][:, 0, 0, 0]) == [10, 20]
+    assert sorted(held_out.read(np.arange(held_out.size))[0][:, 0, 0, 0]) == [30]
+    assert not train.undivided
+    assert not held_out.undivided
+    assert not capsys.readouterr().out
+    shutil.rmtree(tmp_path / test)
+    with pytest.raises(UserError, match=r"has no folder for the split 'test': test or val or validation"):
+        data.load("folder", "test", data_dir=str(tmp_path))
+
+
+def test_an_undivided_folder_is_said(tmp_path, capsys):
+    write_images(tmp_path, [f"{i}.png" for i in range(8)])
+    train, test = (data.load("folder", split, data_dir=str(tmp_path)) for split in data.SPLITS)
+    assert capsys.readouterr().out.count("the test split is all images, those trained on") == 1
+    np.testing.assert_array_equal(train.read(np.arange(8))[0], test.read(np.arange(8))[0])
+    assert train.undivided
+    assert test.undivided
 
 
 def test_digits_are_split_once():

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 from scipy.spatial.distance import pdist
-from test_data import write_cifar
+from test_data import write_cifar, write_images
 
-from score_jax import checkpoint, data, experiment, features
+from score_jax import checkpoint, data, evaluate, experiment, features
 from score_jax.errors import UserError
 from score_jax.networks.inception import Features
 
@@ -79,6 +79,20 @@ def test_sampling_and_evaluating_use_the_checkpoint(trained, capsys):
     assert table["frechet_distance_pixels"]["generated"] > table["frechet_distance_pixels"]["real"] > 0
     assert "real against real" in (trained / "report.html").read_text()
     assert "classifier_score" in capsys.readouterr().out
+
+
+def test_an_undivided_folder_is_evaluated_on_once(tmp_path, monkeypatch):
+    """Both of its splits are all images: each of them is compared with once."""
+    write_images(tmp_path / "images", [f"{i}.png" for i in range(8)])
+    config = tiny()
+    config.data.update(name="folder", dir=str(tmp_path / "images"))
+    config.evaluation.classifier = False
+    real = []
+    monkeypatch.setattr(
+        evaluate, "compare", lambda generated, x, **_: real.append(x) or {"n": dict.fromkeys(("generated", "real"), 4)}
+    )
+    experiment.run(config, "evaluate", untrained(config, tmp_path / "run"))
+    assert sorted(np.round(real[0][:, 0, 0, 0] * 127.5 + 127.5)) == [10 * (i + 1) for i in range(8)]
 
 
 def test_evaluating_by_features(trained, tmp_path, monkeypatch):

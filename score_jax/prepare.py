@@ -1,0 +1,67 @@
+"""Data sets of tensorflow-datasets, downloaded and written as the array_record files that `data` reads."""
+
+import functools
+import pathlib
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from score_jax.errors import UserError, nearest
+
+__all__ = ["prepare"]
+
+
+def prepare(name: str, *, data_dir: str | None = None, archive: str | None = None) -> None:
+    """Download a data set of tensorflow-datasets and write it as array_record files, without TensorFlow.
+
+    Args:
+      name: the data set's name.
+      data_dir: where to write; None for the default of tensorflow-datasets.
+      archive: for CIFAR-10, the binary version's `.tar.gz` if it is on disk already.
+
+    Raises:
+      UserError: if there is no such data set, or tensorflow-datasets prepares it by TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    make = functools.partial(_cifar, archive) if name == "cifar10" else functools.partial(tfds.builder, name)
+    try:
+        make(data_dir=data_dir, file_format="array_record").download_and_prepare(file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError as error:
+        names = tfds.list_builders(with_community_datasets=False)
+        raise UserError(f"unknown data set {name!r}{nearest(name, names)}") from error
+    except ImportError as error:
+        raise UserError(
+            f"tensorflow-datasets needs a package to prepare {name!r}, TensorFlow as a rule "
+            f"({str(error).splitlines()[0]}): prepare it where that is installed, by tfds.builder({name!r}, "
+            "data_dir=DIR, file_format='array_record').download_and_prepare(), and set config.data.dir to a copy of DIR"
+        ) from error
+
+
+def _cifar(archive: str | None, **kwargs: Any):
+    """tensorflow-datasets' CIFAR-10 builder with TensorFlow's file reading replaced by `tarfile`."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.image_classification import cifar
+
+    with tfds.core.registered.skip_registration():  # The stock builder keeps the name.
+
+        class Cifar10(cifar.Cifar10):
+            def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+                path = archive or dl_manager.download(self._cifar_info.url)
+                return {
+                    s: self._records(str(path), s, getattr(self._cifar_info, f"{s}_files")) for s in ("train", "test")
+                }
+
+            def _records(self, path: str, split: str, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+                with tarfile.open(path) as tar:
+                    members = {pathlib.PurePath(m.name).name: m for m in tar.getmembers()}
+                    blob = b"".join(tar.extractfile(members[n]).read() for n in names)  # type: ignore[union-attr]
+                for i, row in enumerate(np.frombuffer(blob, np.uint8).reshape(-1, 1 + 3072)):
+                    # A PIL image: an array would be encoded by TensorFlow.
+                    image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+                    yield i, {"id": f"{split}_{i:05d}", "image": image, "label": int(row[0])}
+
+    return Cifar10(**kwargs)
