@@ -72,6 +72,8 @@ def restore(run: Run) -> None:
         key_noise, key_prior, key = jax.random.split(key, 3)
         y = forward(x)
         y = y + editing.noise_std * jax.random.normal(key_noise, y.shape)
+        if editing.operator.name == operators.mask.__name__:
+            y = forward(y)  # What is hidden is not measured, and has no noise.
         fields = {"noise_std": editing.noise_std, **lookup.fields(editing.method)}
         score_fn = lookup.call(method, sde, score_fn, y, forward, field=field, **fields)
         start = sample_prior(key_prior, sde, x.shape)
@@ -110,17 +112,16 @@ def interpolate(run: Run) -> None:
         return ode_encode(sde, score(params, classifier, y), sde.alpha(sde.t_min) * x, **tolerance)
 
     @jax.jit
-    def decode(params: Any, classifier: Any, latent: Array, y: Array) -> Array:
-        score_fn = score(params, classifier, y)
+    def decode(params: Any, classifier: Any, first: Array, second: Array, weight: Array, y: Array) -> Array:
+        score_fn, latent = score(params, classifier, y), editing.temperature * spherical(first, second, weight)
         return parameterization.tweedie(sde, score_fn, ode_sample(sde, score_fn, latent, **tolerance), sde.t_min)
 
-    model = state.ema, run.classifier
-    first, second = (encode(*model, pairs[0][:, i], pairs[1][:, i]) for i in (0, 1))
-    shown = {}
-    for weight in weights:
-        latent = editing.temperature * spherical(first, second, float(weight))
-        y = pairs[1][:, 0 if weight < 0.5 else 1]
-        shown[f"{weight:.2f}"] = to_host(decode(*model, latent, y))
+    model, chunks = (state.ema, run.classifier), []
+    for part, count in data.chunks(len(pairs[0]), config.sampling.batch_size, multiple=num_shards(run.mesh)):
+        ends = [put(run.mesh, tuple(both[part, i] for both in pairs)) for i in (0, 1)]
+        codes = [encode(*model, x, y) for x, y in ends]
+        chunks.append([to_host(decode(*model, *codes, w, ends[int(w >= 0.5)][1]))[:count] for w in weights])
+    shown = {f"{w:.2f}": np.concatenate(part) for w, part in zip(weights, zip(*chunks, strict=True), strict=True)}
     if not all(np.isfinite(part).all() for part in shown.values()):
         raise UserError("interpolate: the ODE solver gave up: loosen config.evaluation.likelihood.rtol and atol")
     _show(run, "interpolate", step, shown)

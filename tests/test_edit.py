@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from test_experiment import tiny, untrained
 
-from score_jax import data, edit, experiment
+from score_jax import data, edit, experiment, ode
 from score_jax.errors import UserError
 
 
@@ -59,6 +59,9 @@ def test_restoring(trained, operator, method):
     original, degraded, _ = edited(
         trained, "restore", operator={"name": operator}, method={"name": method}, noise_std=0.2
     )
+    if operator == "mask":  # Noise is where there is a measurement, and nowhere else.
+        assert set(degraded[:, 2:6, 2:6].ravel()) == {128}
+        assert (degraded[:, :2] != original[:, :2]).mean() > 0.5
     if operator == "downsample":
         x = data.to_float(original, centered=True)
         means = np.repeat(np.repeat(x.reshape(5, 4, 2, 4, 2, 1).mean(axis=(2, 4)), 2, axis=1), 2, axis=2)
@@ -85,7 +88,7 @@ def test_color(trained, tmp_path):
     np.testing.assert_allclose(restored.mean(axis=-1)[inside], original.mean(axis=-1)[inside], atol=0.6)
 
 
-def test_interpolation_ends_with_its_images(trained):
+def test_interpolation_ends_with_its_images(trained, monkeypatch):
     """A network before training says eps = 0: codes are the images times alpha ratios, and so is all between."""
     config = tiny()
     config.editing.num_between = 1
@@ -95,6 +98,14 @@ def test_interpolation_ends_with_its_images(trained):
     images = data.load("digits", "test").read(np.arange(4))[0].reshape(2, 2, 8, 8, 1)
     for name, i in (("0.00", 0), ("1.00", 1)):
         np.testing.assert_allclose(arrays[name].astype(int), images[:, i], atol=1)
+    # A pair at a time.
+    shapes, encode = [], ode.ode_encode
+    monkeypatch.setattr(ode, "ode_encode", lambda sde, fn, x, **_: shapes.append(x.shape) or encode(sde, fn, x, **_))
+    config.sampling.batch_size = 1
+    experiment.run(config, "interpolate", trained)
+    assert shapes == [(1, 8, 8, 1)]
+    for name, x in np.load(trained / "samples/interpolate_6.npz").items():
+        np.testing.assert_allclose(x.astype(int), arrays[name], atol=1)
     config.editing.temperature = 0.0
     with pytest.raises(UserError, match=r"a positive config\.editing\.temperature, got 5, 1 and 0.0"):
         experiment.run(config, "interpolate", trained)
