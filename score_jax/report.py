@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,8 @@ def _numbers_table(numbers: dict[str, float]) -> str:
 
 def _pictures(directory: pathlib.Path) -> list[pathlib.Path]:
     """The three newest pictures of samples, and the newest of every other mode."""
-    pictures = sorted(directory.glob("*_*.png"), key=lambda p: int(p.stem.split("_")[1]), reverse=True)
+    ours = [p for p in directory.glob("*.png") if re.fullmatch(r"[a-z]+_\d+", p.stem)]  # Of those that lie there.
+    pictures = sorted(ours, key=lambda p: int(p.stem.split("_")[1]), reverse=True)
     newest: dict[str, list[pathlib.Path]] = {"step": []}
     for path in pictures:
         newest.setdefault(path.stem.split("_")[0], []).append(path)

@@ -74,6 +74,10 @@ def test_files_of_the_ncsn_releases(tmp_path, monkeypatch):
     (tmp_path / "v2.pth").touch()
     state = experiment.Run(config, tmp_path / "run", str(tmp_path / "v2.pth")).restore()[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b), state.ema, model.params)
+    config.network.multipliers = (*model.network.multipliers, 2)
+    with pytest.raises(UserError, match=r"with multipliers=\(.*\), the config names a NCSNv2 with \(.*, 2\)"):
+        experiment.Run(config, tmp_path / "more", str(tmp_path / "v2.pth"))
+    config.network.multipliers = model.network.multipliers
     config.num_levels = 7
     with pytest.raises(UserError, match="is of a NCSNv2 with num_levels=20, the config names a NCSNv2 with 7"):
         experiment.Run(config, tmp_path / "other", str(tmp_path / "v2.pth"))
