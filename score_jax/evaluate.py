@@ -218,15 +218,15 @@ def fit_dequantizer(
     def draw(params: Any, key: Array, images: Array) -> tuple[Array, Array]:
         return network.apply(params, images, jax.random.normal(key, images.shape))  # type: ignore[return-value]
 
-    def loss_fn(params: Any, key: Array, images: Array, y: Array) -> Array:
+    def loss_fn(params: Any, key: Array, images: Array, score_fn: ScoreFn) -> Array:
         key_noise, key_bound = jax.random.split(key)
         u, log_q = draw(params, key_noise, images)
         x, _ = place_in_cells(images, u, centered=centered, dequantized=dequantized)
-        return jnp.mean(log_q - elbo(key_bound, sde, make_score_fn(y), x)[0])
+        return jnp.mean(log_q - elbo(key_bound, sde, score_fn, x)[0])
 
     @jax.jit
-    def step(params: Any, state: Any, key: Array, images: Array, y: Array) -> tuple[Any, Any]:
-        updates, state = optimizer.update(jax.grad(loss_fn)(params, key, images, y), state)
+    def step(params: Any, state: Any, key: Array, images: Array, score_fn: ScoreFn) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.grad(loss_fn)(params, key, images, score_fn), state)
         return optax.apply_updates(params, updates), state
 
     key_init, key = jax.random.split(key)
@@ -235,8 +235,8 @@ def fit_dequantizer(
     state = optimizer.init(params)
     for i in tqdm(range(num_steps), unit="step", disable=None):
         images, y = dataset.read(rng.integers(0, dataset.size, batch_size))
-        params, state = step(params, state, jax.random.fold_in(key, i), jnp.asarray(images), jnp.asarray(y))
-    return functools.partial(jax.jit(draw), params)
+        params, state = step(params, state, jax.random.fold_in(key, i), images, make_score_fn(jnp.asarray(y)))
+    return functools.partial(jax.jit(draw), jax.tree.map(sharding.to_host, params))
 
 
 def accuracy(

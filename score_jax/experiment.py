@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -31,6 +32,9 @@ from score_jax.errors import UserError
 from score_jax.workdir import MetricLog, sole_writer, termination, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
+
+
+MOST_PIXELS = 64 * 64 * 3  # The covariance of more, in float64, takes more than 1.2 GB.
 
 
 def _train(run: Run) -> None:
@@ -127,6 +131,11 @@ def _extractor(run: Run) -> features.Extractor | None:
     makers = {"pixels": None, "inception": features.inception, "efficientnet_lite0": features.efficientnet_lite0}
     make = lookup.choose(makers, config.evaluation.features, "config.evaluation.features")
     if not make:
+        if (size := math.prod(run.dataset.shape)) > MOST_PIXELS:
+            raise UserError(
+                f"config.evaluation.features: by their pixels, {size}, images are compared up to {MOST_PIXELS} "
+                f"(64x64x3), as covariances of {8 * size**2 / 1e9:.0f} GB would be needed: take 'inception', which gives FID"
+            )
         return None
     extractor = lookup.call(make, config.evaluation.weights, field="config.evaluation.weights")
     return extractor._replace(apply=jax.device_put(extractor.apply, sharding.replicated(run.mesh)))
@@ -197,9 +206,10 @@ def _likelihood(run: Run) -> None:
 
 
 def _export(run: Run) -> None:
-    directory = run.workdir / "diffusers"
-    adopt.export(run.config, run.network, run.restore()[1].ema, run.sde, run.dataset.shape[0], directory)
-    print("exported:", directory)
+    directory, params = run.workdir / "diffusers", jax.tree.map(sharding.to_host, run.restore()[1].ema)
+    if jax.process_index() == 0:
+        adopt.export(run.config, run.network, params, run.sde, run.dataset.shape[0], directory)
+        print("exported:", directory)
 
 
 MODES: dict[str, Callable[[Run], None]] = {

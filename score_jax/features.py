@@ -11,6 +11,7 @@ FID, sFID, KID and the Inception score are called so only where the network is I
 import hashlib
 import os
 import pathlib
+import tempfile
 import urllib.parse
 import urllib.request
 import zipfile
@@ -40,6 +41,11 @@ __all__ = [
     "inception",
     "reference",
 ]
+
+
+MOST_KEPT = (
+    50_000  # Images; the features of ImageNet's would be 10 GB, and their distances in precision and recall more.
+)
 
 
 class Extractor(NamedTuple):
@@ -170,8 +176,9 @@ def _fetch(source: str) -> pathlib.Path:
             path = cache / hashlib.sha256(source.encode()).hexdigest()[:8] / name
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                urllib.request.urlretrieve(source, path.with_name("part"))
-                path.with_name("part").replace(path)
+                with tempfile.TemporaryDirectory(dir=path.parent) as own:  # Other processes may fetch it, too.
+                    urllib.request.urlretrieve(source, f"{own}/{name}")
+                    pathlib.Path(own, name).replace(path)
         with path.open("rb") as file:
             print(f"{path}  SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
     except (OSError, ValueError) as error:
@@ -187,7 +194,7 @@ def extract(
     Args:
       extractor: the network.
       batches: of uint8 images `[b, h, w, c]`, grey or in colour; all as long as the first but the last.
-      keep: whether to keep features and probabilities beside the statistics.
+      keep: whether to keep features and probabilities beside the statistics, up to those of 50,000 images.
       mesh: of the devices to divide the images over, if it is not one alone.
     """
     pool = spatial = Statistics(0, np.zeros(()), np.zeros(()))
@@ -202,7 +209,7 @@ def extract(
         pool = pool.update(features)
         if seen.spatial is not None:
             spatial = spatial.update(sharding.to_host(seen.spatial)[:n])
-        if keep:
+        if keep and pool.num_images <= MOST_KEPT:
             kept.append((features, np.asarray(jax.nn.softmax(sharding.to_host(seen.logits)[:n]))))
     arrays = (np.concatenate(part) for part in zip(*kept, strict=True))
     return Seen(pool, spatial if spatial.num_images else None, *arrays)

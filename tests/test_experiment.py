@@ -120,6 +120,10 @@ def test_evaluating_by_features(trained, tmp_path, monkeypatch):
     config.evaluation.statistics = str(tmp_path / "other.npz")
     with pytest.raises(UserError, match=r"other.npz has the mean of \(5,\) features, not of \(24,\)"):
         experiment.run(config, "evaluate", trained)
+    monkeypatch.setattr(experiment, "MOST_PIXELS", 63)
+    config.evaluation.features = "pixels"
+    with pytest.raises(UserError, match=r"by their pixels, 64, images are compared up to 63 .*take 'inception'"):
+        experiment.run(config, "evaluate", trained)
     config.evaluation.features = "inceptionv3"
     with pytest.raises(UserError, match=r"config\.evaluation\.features: .*'inceptionv3'; did you mean 'inception'"):
         experiment.run(config, "evaluate", trained)

@@ -45,7 +45,7 @@ def test_statistics_of_a_stream_are_those_of_the_whole():
     np.testing.assert_allclose(statistics.cov, np.cov(x, rowvar=False), rtol=1e-10)
 
 
-def test_extraction_in_batches_is_that_at_once():
+def test_extraction_in_batches_is_that_at_once(monkeypatch):
     """Twenty images, eight at a time: the last batch is short, and no image counts twice."""
     x = images(20)
     seen, whole = features.extract(TOY, batches(x, 8)), project(x)
@@ -54,6 +54,10 @@ def test_extraction_in_batches_is_that_at_once():
     np.testing.assert_allclose(seen.pool.cov, np.cov(whole.pool, rowvar=False), atol=1e-5)
     np.testing.assert_allclose(seen.spatial.cov, np.cov(whole.spatial, rowvar=False), atol=1e-6)
     np.testing.assert_allclose(seen.probabilities, jax.nn.softmax(whole.logits), rtol=1e-5)
+    monkeypatch.setattr(features, "MOST_KEPT", 17)
+    capped = features.extract(TOY, batches(x, 8))
+    np.testing.assert_array_equal(capped.features, seen.features[:16])
+    np.testing.assert_array_equal(capped.pool.cov, seen.pool.cov)
     streamed = features.extract(TOY, batches(x, 8), keep=False)
     assert streamed.features is streamed.probabilities is None
     np.testing.assert_array_equal(streamed.pool.cov, seen.pool.cov)
