@@ -49,7 +49,9 @@ def main(_: list[str]) -> None:
     path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join([pathlib.Path(path).stem, *filter(None, [argument])])
     try:
-        experiment.run(CONFIG.value, MODE.value, WORKDIR.value or f"runs/{name}", pretrained=PRETRAINED.value)
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        workdir = WORKDIR.value or f"runs/{name}"
+        experiment.run(CONFIG.value, MODE.value, workdir, pretrained=PRETRAINED.value, given=given)
     except UserError as error:
         sys.exit(f"error: {error}")
 

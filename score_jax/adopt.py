@@ -83,7 +83,8 @@ def load_params(path: pathlib.Path, network: nn.Module, shape: tuple[int, ...]) 
     model = _told(pretrained.from_ncsn, state | (content[4] if len(content) > 4 else {}))
     for field in ("features", "multipliers", "num_levels", "sigma_min", "sigma_max"):
         ours, theirs = (getattr(n, field, None) for n in (network, model.network))
-        same = np.shape(ours) == np.shape(theirs) and np.allclose(ours or 0, theirs or 0, rtol=1e-4)
+        values = np.asarray(ours or 0), np.asarray(theirs or 0)
+        same = values[0].shape == values[1].shape and np.allclose(*values, rtol=1e-4)
         if type(model.network) is not type(network) or not same:
             raise UserError(
                 f"--pretrained: {path} is of a {type(model.network).__name__} with {field}={theirs}, the config "

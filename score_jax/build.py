@@ -8,7 +8,8 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import jax
@@ -24,6 +25,8 @@ from score_jax.errors import UserError
 from score_jax.sde import DDPM, SDE, ScoreFn
 
 __all__ = [
+    "check_numbers",
+    "chosen",
     "is_classifier",
     "make_grid",
     "make_guided_score_fn",
@@ -54,6 +57,44 @@ CONDITIONINGS: dict[str, Callable[[ConfigDict, SDE, Array], Array]] = {
     "step": _step,
     "none": lambda config, sde, t: t,
 }
+
+
+# The least values of numbers that nothing else checks before the work.
+LEAST = {
+    "seed": 0,
+    "training.batch_size": 1,
+    "training.log_every": 1,
+    "training.checkpoint_every": 1,
+    "sampling.num_samples": 1,
+    "sampling.batch_size": 1,
+    "evaluation.num_samples": 2,
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raise a `UserError` at the first number of the config that is less than it may be."""
+    for field, least in LEAST.items():
+        if (value := operator.attrgetter(field)(config)) < least:
+            raise UserError(f"config.{field} must be at least {least}, got {value}")
+
+
+def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
+    """The config without the arguments that are another sampler's or corrector's than the one that was asked for.
+
+    Args:
+      config: that of a file with some fields set by hand.
+      given: those fields, `sampling.sampler.name` say; an argument among them stays, and is an error where it is wrong.
+    """
+    config = copy.deepcopy(config)
+    for part in ("sampling.sampler", "sampling.corrector"):
+        node = operator.attrgetter(part)(config)
+        if f"{part}.name" in given and node.name:
+            fn = lookup.find(samplers, node.name, f"config.{part}", takes="sde, score_fn")
+            with node.unlocked():
+                for name in lookup.fields(node).keys() - inspect.signature(fn).parameters.keys():
+                    if f"{part}.{name}" not in given:
+                        del node[name]
+    return config
 
 
 def make_sde(config: ConfigDict) -> SDE:
@@ -258,7 +299,8 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         unit = (2 if config.data.centered else 1) / 255 if x.dtype == np.uint8 else 1  # See `data.to_float`.
         config.sde.sigma_max = unit * timesteps.largest_distance(x)
         print(f"sigma_max: {config.sde.sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
-    if config.sampling.step_size == "auto":
+    names = config.sampling.sampler.name, config.sampling.corrector.name
+    if config.sampling.step_size == "auto" and samplers.annealed_langevin_corrector.__name__ in names:
         sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
         config.sampling.step_size = _step_size(config, sde)
         print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels")

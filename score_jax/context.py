@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from score_jax import checkpoint, data, lookup, parameterization, samplers, sharding, train
 from score_jax.adopt import adopt, load_params, unread
 from score_jax.build import (
+    check_numbers,
     is_classifier,
     make_grid,
     make_guided_score_fn,
@@ -52,6 +53,7 @@ class Run:
     pretrained: str = ""
 
     def __post_init__(self):
+        check_numbers(self.config)
         if self.pretrained:
             self.config = adopt(self.config, pathlib.Path(self.pretrained))
         try:

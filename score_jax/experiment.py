@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, sharding, train
 from score_jax.build import (
+    chosen,
     is_classifier,
     make_loss,
     make_net,
@@ -134,7 +135,7 @@ def _extractor(run: Run) -> features.Extractor | None:
         if (size := math.prod(run.dataset.shape)) > MOST_PIXELS:
             raise UserError(
                 f"config.evaluation.features: by their pixels, {size}, images are compared up to {MOST_PIXELS} "
-                f"(64x64x3), as covariances of {8 * size**2 / 1e9:.0f} GB would be needed: take 'inception', which gives FID"
+                f"(64x64x3), as more than that takes covariances of many GB: take 'inception', which gives FID"
             )
         return None
     extractor = lookup.call(make, config.evaluation.weights, field="config.evaluation.weights")
@@ -218,7 +219,14 @@ MODES: dict[str, Callable[[Run], None]] = {
 MODES |= {f.__name__: f for f in (edit.inpaint, edit.colorize, edit.restore, edit.interpolate)}
 
 
-def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretrained: str = "") -> None:
+def run(
+    config: ConfigDict,
+    mode: str,
+    workdir: str | pathlib.Path,
+    *,
+    pretrained: str = "",
+    given: Collection[str] = (),
+) -> None:
     """Run a mode of an experiment.
 
     Args:
@@ -226,6 +234,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretraine
       mode: a key of `MODES`.
       workdir: where its files lie; made by `train`.
       pretrained: a published checkpoint, a file or a directory, to start from where the workdir has no checkpoint.
+      given: fields of the config that were set by hand, see `build.chosen`.
 
     Raises:
       UserError: for any mistake in the arguments, in one line.
@@ -233,7 +242,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretraine
     act = lookup.choose(MODES, mode, "--mode")
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
-    workdir = pathlib.Path(workdir)
+    config, workdir = chosen(config, given), pathlib.Path(workdir)
     train.tune_cpu()
     lookup.call(sharding.initialize, field="config.distributed", **config.distributed)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -247,6 +256,7 @@ def run(config: ConfigDict, mode: str, workdir: str | pathlib.Path, *, pretraine
             if jax.process_index() == 0:
                 print("report:", report.write_report(workdir))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
+            if error.errno not in (*full, *closed, errno.ENOTDIR):
                 raise
             raise UserError(f"cannot write to {workdir}, its checkpoints are as they were: {error}") from error

@@ -73,6 +73,8 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
                     f"{path} holds a run of another config: {name} is {old.get(name)!r} there and {new.get(name)!r} "
                     "here; choose another --workdir, or give the same config"
                 )
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: choose another --workdir")
     elif path.exists() and any(p.name != "config.yaml.part" for p in path.iterdir()):
         raise UserError(f"{path} is not empty and has no config.yaml: choose another --workdir")
     path.mkdir(parents=True, exist_ok=True)

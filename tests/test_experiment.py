@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from test_data import write_cifar, write_images
 
-from score_jax import checkpoint, data, evaluate, experiment, features
+from score_jax import build, checkpoint, data, evaluate, experiment, features, report
 from score_jax.errors import UserError
 from score_jax.networks.inception import Features
 
@@ -67,6 +67,10 @@ def test_a_workdir_holds_what_the_readme_says(trained):
     assert page.count("<svg") == 3
     assert "data:image/png;base64" in page
     assert "beta_max" in page
+    Image.new("RGB", (8, 8)).save(trained / "samples/my_best.png")  # Somebody's, and left alone.
+    Image.new("RGB", (8, 8)).save(trained / "samples/step_6_best.png")
+    page = report.write_report(trained).read_text()
+    assert page.count("data:image/png;base64") == 1
 
 
 def test_sampling_and_evaluating_use_the_checkpoint(trained, capsys):
@@ -287,6 +291,13 @@ MISTAKES = {
     "sampling.guidance.name=classifier_free": "did you mean 'classifier_free_guidance'",
     "sampling.guidance.name=classifier_free_guidance": "needs a network of classes, trained with",
     "sampling.guidance.name=classifier_guidance": "must be the workdir of a trained classifier, got ''",
+    "training.log_every=0": r"config\.training\.log_every must be at least 1, got 0",
+    "training.checkpoint_every=0": r"training\.checkpoint_every must be at least 1, got 0",
+    "training.batch_size=0": r"training\.batch_size must be at least 1, got 0",
+    "sampling.num_samples=0": r"sampling\.num_samples must be at least 1, got 0",
+    "sampling.batch_size=0": r"sampling\.batch_size must be at least 1, got 0",
+    "evaluation.num_samples=1": r"evaluation\.num_samples must be at least 2, got 1",
+    "seed=-1": "config.seed must be at least 0, got -1",
     "seed=1": "another config: seed is 0 there and 1 here",
 }
 
@@ -323,6 +334,30 @@ def test_other_mistakes(tmp_path):
     (tmp_path / "mine/thesis.tex").write_text("")
     with pytest.raises(UserError, match="not empty"):
         experiment.run(tiny(), "train", tmp_path / "mine")
+    with pytest.raises(UserError, match=r"thesis.tex is a file: choose another --workdir"):
+        experiment.run(tiny(), "train", tmp_path / "mine/thesis.tex")
+    with pytest.raises(UserError, match=r"cannot write to .*Not a directory"):
+        experiment.run(tiny(), "train", tmp_path / "mine/thesis.tex/run")
+
+
+def test_another_sampler_leaves_the_arguments_of_that_of_the_file():
+    """Those that it does not have; what was given by hand stays, right or wrong."""
+    config = get_config("ncsn_digits")
+    sde = experiment.make_sde(config)
+
+    def sampler(**fields):
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.sampling.sampler.update(fields)
+        changed = build.chosen(changed, [f"sampling.sampler.{name}" for name in fields])
+        experiment.make_sampler(build.resolve(changed, None), sde, lambda x, t: -x)
+        return changed.sampling.sampler.to_dict()
+
+    assert sampler(name="sde_dpm_solver_pp") == {"name": "sde_dpm_solver_pp"}
+    assert sampler(name="langevin_corrector") == {"name": "langevin_corrector", "num_steps": 5}
+    for name in ("num_steps", "num_step"):
+        with pytest.raises(UserError, match=f"sde_dpm_solver_pp has no parameter '{name}'"):
+            sampler(name="sde_dpm_solver_pp", **{name: 3})
 
 
 def test_a_diverging_run_ends_with_its_last_good_parameters(tmp_path):
