@@ -32,8 +32,7 @@ def inpainting(sde: SDE, sampler: Sampler, observed: Array, mask: Array, *, basi
     """A sampler that keeps what is known: after each of its steps the noised observation is imposed (Eq. 1).
 
     To have it after a predictor and after a corrector, wrap each:
-    `chain(inpainting(sde, predictor, ...), inpainting(sde, corrector, ...))`.  Not for a multistep sampler with a
-    corrector (`unipc`): it takes a step again once its end is evaluated, and what was imposed there is lost.
+    `chain(inpainting(sde, predictor, ...), inpainting(sde, corrector, ...))`.
 
     Args:
       sde: the process.

@@ -257,6 +257,22 @@ def test_corrector_pulls_a_wrong_law_to_the_right_one():
     assert abs(float(x.var()) - 1) < 0.03
 
 
+CORRECTED = {"unipc": sj.unipc, "deis": lambda sde, score_fn: sj.deis(sde, score_fn, order=2, corrector=True)}
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_a_multistep_corrector_keeps_what_langevin_moved(name):
+    """N(0, I) stays N(0, I): 40,000 numbers, 4.5 standard errors (false alarms below 1e-5) and 0.03 for 160 steps.
+
+    Were a step, taken again, to put x where it leads, what Langevin moved would be lost.
+    """
+    sde, score_fn = sj.VP(), lambda x, t: -x
+    make = corrected(CORRECTED[name], lambda *a: sj.annealed_langevin_corrector(*a, num_steps=10))
+    run = jax.jit(lambda k, x: sj.sample(k, make(sde, score_fn), x, timesteps.log_snr(sde, 160)))
+    x = run(jax.random.key(0), jax.random.normal(jax.random.key(1), (20_000, 2)))
+    assert abs(float(x.var()) - 1) < 4.5 * np.sqrt(2 / x.size) + 0.03
+
+
 def counter():
     """A sampler that records the times it is called with and how often."""
 

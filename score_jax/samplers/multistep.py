@@ -24,7 +24,8 @@ The first steps have fewer values.  Where a step spans much of l, as the last on
 polynomial extrapolates far beyond its values: the last step is of order 1, x_s close to E[x_0 | x_t].
 
 Once D is known at t, the step that led there can be taken again with a polynomial through t, too, at no further
-evaluation: the corrector of UniPC (Zhao et al. 2023, Eq. 9), which adds one to the order.
+evaluation: the corrector of UniPC (Zhao et al. 2023, Eq. 9), which adds one to the order.  What it changes is added
+to the state, wherever that has been moved in the meantime.
 """
 
 from collections.abc import Callable, Sequence
@@ -172,7 +173,8 @@ def _adams(
 ) -> Sampler:
     """Eq. 3 for any prediction, coordinate and weight, each sampler's own.
 
-    The state is the step before, its x and time; the coordinates and predictions up to it; and how many there are.
+    The state is the step before, its x and time, and where it arrived; the coordinates and predictions up to it; and
+    how many there are.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"a multistep sampler has order 1, 2 or 3, got {order}")
@@ -201,20 +203,21 @@ def _adams(
     def init(x: Array, t: Array) -> State:
         # Coordinates that no step reaches, so that the differences that are not used yet are finite.
         nodes = [coordinate(t) + 1e3 * (k + 1) for k in range(kept)]
-        return x, t, nodes, [jnp.zeros_like(x)] * kept, jnp.zeros((), jnp.int32)
+        return x, t, x, nodes, [jnp.zeros_like(x)] * kept, jnp.zeros((), jnp.int32)
 
     def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
-        before, t_before, nodes, values, count = state
+        before, t_before, arrived, nodes, values, count = state
         here, end = coordinate(t), coordinate(s)
         nodes, values = [here, *nodes], [predict(x, t), *values]
         if corrector:
             integrate = through(nodes[: order + 1], values[: order + 1], count + 1, here)
             again = advance(key, before, t_before, t, nodes[1] - here, integrate)
-            x = jnp.where(count > 0, again, x)
+            # What moved x since it arrived, a corrector or an observation, is kept.
+            x = jnp.where(count > 0, again + (x - arrived), x)
         number = jnp.minimum(count + 1, order)
         if lower_order_final:
             number = jnp.where(s <= sde.t_min, 1, number)
         arrived = advance(key, x, t, s, here - end, through(nodes[:order], values[:order], number, end))
-        return arrived, (x, t, nodes[:kept], values[:kept], count + 1)
+        return arrived, (x, t, arrived, nodes[:kept], values[:kept], count + 1)
 
     return Sampler(init, step)
