@@ -104,7 +104,7 @@ def twisted_smc(
         log_weights, chosen = _resample(key_resample, log_weights + value, threshold)
         x, value, score, slope = (a[chosen] for a in (x, value, score, slope))
         ratio, gain, std = ancestral_kernel(sde, t, s)
-        z, push = jax.random.normal(key_move, x.shape, x.dtype), gain * slope / std
+        z, push = jax.random.normal(key_move, x.shape, x.dtype), gain * slope / jnp.where(std > 0, std, 1.0)
         x = ratio * x + gain * score + std * (z + push)
         log_weights = log_weights - value - dot(push, z) - 0.5 * square(push)
         return (x, log_weights), jnp.isfinite(x).all()

@@ -327,6 +327,7 @@ def test_bad_input():
         (sj.stochastic_heun, {"churn": -0.1}, "churn >= 0, got -0.1"),
         (sj.dpm_solver_pp_singlestep, {"ratio": 0.0}, "0 < ratio <= 1, got 0.0"),
         (sj.adaptive_sde, {"rtol": 0.0}, "positive tolerances, got rtol=0.0"),
+        (sj.picard, {"num_points": 0}, "num_points >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=match):
             make(sj.VP(), lambda x, t: x, **options)

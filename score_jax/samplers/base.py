@@ -7,12 +7,14 @@ holds closures, so build it inside the function that is jitted: closures hash by
 and a sampler passed as a static argument recompiles on every call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = ["Sampler", "chain", "sample"]
 
@@ -39,6 +41,11 @@ def no_state(x: Array, t: Array) -> State:
     return ()
 
 
+def root(a: Array) -> Array:
+    """The square root, but for its gradient at 0, which is 0: noise that is not there does not depend on anything."""
+    return jnp.where(a == 0, 0.0, jnp.sqrt(jnp.where(a == 0, 1.0, a)))
+
+
 def chain(*samplers: Sampler) -> Sampler:
     """Samplers applied one after the other in every step: a predictor, then correctors.
 
@@ -59,14 +66,17 @@ def chain(*samplers: Sampler) -> Sampler:
     return Sampler(init, step)
 
 
-def sample(key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: bool = False) -> Array:
+def sample(
+    key: Array, sampler: Sampler, x: Array, ts: ArrayLike | Sequence[float], *, trajectory: bool = False
+) -> Array:
     """Run a sampler along a grid of times, as one `lax.scan`.
 
     Args:
       key: a PRNG key, split into one for each step.
       sampler: the method.
       x: the state at `ts[0]`, `[batch, *event]`; usually `sample_prior`.
-      ts: `[n + 1]` decreasing times, see `score_jax.timesteps`.
+      ts: `[n + 1]` decreasing times, see `score_jax.timesteps`.  A step from a time to itself changes nothing but what
+        a corrector does there.
       trajectory: return every state instead of the last.
 
     Returns:
@@ -77,6 +87,7 @@ def sample(key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: boo
       ValueError: if `ts` is not a vector of at least two times.
       FloatingPointError: if the states are not finite, naming the step; under `jit` they are returned as they are.
     """
+    ts = jnp.asarray(ts)
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts must be a vector of at least 2 times, but has shape {ts.shape}")
 
@@ -87,7 +98,12 @@ def sample(key: Array, sampler: Sampler, x: Array, ts: Array, *, trajectory: boo
 
     keys = jax.random.split(key, len(ts) - 1)
     (last, _), (finite, visited) = jax.lax.scan(body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:]))
-    check_finite(finite, "step", advice="take more steps or another sampler")
+    advice = "take more steps or another sampler"
+    if not isinstance(ts, jax.core.Tracer):
+        times = np.asarray(ts)  # In numpy: under `jit` even constants would be traced.
+        if times[-1] <= 0 or np.any(np.diff(times) > 0):
+            advice = "the times should be above 0 and not increase"
+    check_finite(finite, "step", advice=advice)
     return jnp.concatenate([x[None], visited]) if trajectory else last
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.parameterization import tweedie
-from score_jax.samplers.base import Sampler, no_state
+from score_jax.samplers.base import Sampler, no_state, root
 from score_jax.sde import SDE, ScoreFn, perturb, probability_flow_drift
 from score_jax.timesteps import time_of_log_snr
 
@@ -52,7 +52,7 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
         variance = -(eta**2) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))  # in units of sigma_s^2
         if eta:
             z = jax.random.normal(key, x.shape, x.dtype)
-            eps = jnp.sqrt(1 - variance) * eps + jnp.sqrt(variance) * z
+            eps = root(1 - variance) * eps + root(variance) * z
         return perturb(sde, x0, eps, s), state
 
     return Sampler(no_state, step)
@@ -110,16 +110,21 @@ def picard(
 
     One step from t to s takes `num_points` steps of DDIM, equally spaced in the log signal-to-noise ratio, all at
     once: for machines that evaluate a larger batch in the same time.  The score is mapped over a leading axis of
-    `num_points`, which can be sharded.
+    `num_points`, which can be sharded.  The iteration has no fixed length: it cannot be differentiated backwards.
 
     Args:
       sde: the process.
       score_fn: `score_fn(x, t)`.
       num_points: DDIM's steps inside one step.
-      tolerance: the iteration ends when no example moves by more, root mean square over dimensions and relative to
-        its noise sigma.
+      tolerance: the iteration ends when no example of the batch moves by more, root mean square over dimensions and
+        relative to its noise sigma: how many there are depends on the others.
       max_iterations: iterations after which it ends in any case; None for `num_points`, where it is exact.
+
+    Raises:
+      ValueError: if there is no point.
     """
+    if num_points < 1:
+        raise ValueError(f"picard needs num_points >= 1, got {num_points}")
     most = num_points if max_iterations is None else max_iterations
 
     def step(key, x, t, s, state):

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.parameterization import tweedie
-from score_jax.samplers.base import Sampler, State
+from score_jax.samplers.base import Sampler, State, root
 from score_jax.sde import SDE, ScoreFn, probability_flow_drift
 
 __all__ = ["adams_bashforth", "deis", "dpm_solver_pp", "sde_dpm_solver_pp", "unipc"]
@@ -86,7 +86,7 @@ def dpm_solver_pp(
             moments.append(-(u**k) * jnp.exp(rate * u) - k / rate * moments[-1])
         x = sde.sigma(s) / sde.sigma(t) * jnp.exp((rate - 1) * u) * x + sde.alpha(s) * integrate(moments)
         if eta:
-            spread = sde.sigma(s) * jnp.sqrt(-jnp.expm1(2 * (rate - 1) * u))
+            spread = sde.sigma(s) * root(-jnp.expm1(2 * (rate - 1) * u))
             x = x + spread * jax.random.normal(key, x.shape, x.dtype)
         return x
 
@@ -201,11 +201,12 @@ def _adams(
         return integrate
 
     def init(x: Array, t: Array) -> State:
-        # Coordinates that no step reaches, so that the differences that are not used yet are finite.
-        nodes = [coordinate(t) + 1e3 * (k + 1) for k in range(kept)]
+        # Nodes of no step, far below so that exp(u) of them, not used yet, is finite and so is its gradient.
+        nodes = [coordinate(t) - 1e4 * (k + 1) for k in range(kept)]
         return x, t, x, nodes, [jnp.zeros_like(x)] * kept, jnp.zeros((), jnp.int32)
 
-    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+    def step(key: Array, start: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+        x = start
         before, t_before, arrived, nodes, values, count = state
         here, end = coordinate(t), coordinate(s)
         nodes, values = [here, *nodes], [predict(x, t), *values]
@@ -218,6 +219,8 @@ def _adams(
         if lower_order_final:
             number = jnp.where(s <= sde.t_min, 1, number)
         arrived = advance(key, x, t, s, here - end, through(nodes[:order], values[:order], number, end))
-        return arrived, (x, t, arrived, nodes[:kept], values[:kept], count + 1)
+        new = arrived, (x, t, arrived, nodes[:kept], values[:kept], count + 1)
+        # A step of no length leaves the history alone: no two of its times are one.
+        return jax.tree.map(lambda a, b: jnp.where(s == t, a, b), (start, state), new)
 
     return Sampler(init, step)

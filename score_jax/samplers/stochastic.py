@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.samplers.base import Sampler, no_state
+from score_jax.samplers.base import Sampler, no_state, root
 from score_jax.samplers.deterministic import heun
 from score_jax.sde import SDE, ScoreFn, expand, reverse_drift, square
 from score_jax.timesteps import time_of_log_snr
@@ -83,14 +83,14 @@ def ancestral(sde: SDE, score_fn: ScoreFn) -> Sampler:
 
 
 def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]:
-    """Eq. 1 as  x_s ~ N(ratio x_t + gain score, std^2 I):  `(ratio, gain, std)`, scalars."""
+    """Eq. 1 as  x_s ~ N(ratio x_t + gain score, std^2 I):  `(ratio, gain, std)`, scalars; std is 0 for t = s."""
     ratio, one_minus_r = sde.alpha(s) / sde.alpha(t), -jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
-    return ratio, ratio * one_minus_r * sde.sigma(t) ** 2, sde.sigma(s) * jnp.sqrt(one_minus_r)
+    return ratio, ratio * one_minus_r * sde.sigma(t) ** 2, sde.sigma(s) * root(one_minus_r)
 
 
 def _forward_kernel(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
     """`(a, b)` of Eq. 2."""
-    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * jnp.sqrt(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
+    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * root(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
 
 
 def stochastic_heun(
@@ -126,9 +126,10 @@ def stochastic_heun(
     def step(key, x, t, s, state):
         key_noise, key = jax.random.split(key)
         level = sde.sigma(t) / sde.alpha(t)
-        active = (level >= noise_min) & (level <= noise_max) & (t < sde.t_max)
         above = time_of_log_snr(sde, sde.log_snr(t) - 2 * math.log1p(churn))
-        up = jnp.where(active, above, t)
+        # Where hardly any noise is added, rounding may leave `above` below.
+        higher = (t < sde.t_max) & (sde.log_snr(above) < sde.log_snr(t))
+        up = jnp.where((level >= noise_min) & (level <= noise_max) & higher, above, t)
         a, b = _forward_kernel(sde, t, up)
         z = jax.random.normal(key_noise, x.shape, x.dtype)
         return solver.step(key, a * x + noise_scale * b * z, up, s, state)
@@ -142,7 +143,7 @@ def adaptive_sde(
     """The reverse SDE with adaptive steps (Eq. 3), two evaluations each; every example has its own.
 
     From one time of the grid to the next it takes as many steps as the tolerances ask for: `[t_max, t_min]` will do
-    for a grid.
+    for a grid.  Its loop has no fixed length: it cannot be differentiated backwards.
 
     Args:
       sde: the process.
@@ -202,7 +203,7 @@ def adaptive_sde(
 
 def _euler(sde: SDE, score_fn: ScoreFn, x: Array, where: Array, t: Array, h: Array, z: Array) -> Array:
     """Euler-Maruyama of size h from x with the coefficients at (where, t); t and h are scalars or `[batch]`."""
-    noise = expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+    noise = expand(sde.diffusion(t) * root(h), x) * z
     return x - expand(h, x) * reverse_drift(sde, score_fn, where, t) + noise
 
 
