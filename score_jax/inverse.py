@@ -16,9 +16,16 @@ The last term is an integral over p(x_0 | x_t).  With a Gaussian in its place, o
 Eq. 2 takes V for constant.  Where the data are Gaussian of covariance C it is, and p(x_0 | x_t) is Gaussian: MMPS is
 exact, and so is PiGDM for C = data_std^2 I.
 
-DPS has in practice a step size in place of 1/noise_std^2 (Algorithm 1 there).  Here it moves the posterior mean, by
+DPS has in practice a step size in place of 1/noise_std^2.  It may move the posterior mean, by
 
-    -scale grad |y - A m|,  which adds  -scale alpha/sigma^2 grad |y - A m|  to the score.                  (6)
+    -scale grad |y - A m|,  which adds  -scale alpha/sigma^2 grad |y - A m|  to the score,                  (6)
+
+or, as published (Algorithm 1 there), the state after each step from t to s of a sampler of the prior:
+
+    x_s <- x_s - step_size grad_{x_t} |y - A m(x_t, t)|.                                                    (7)
+
+On a step of ancestral sampling (6) acts as (7) with  step_size = scale alpha_s (1 - r),  r = SNR_t / SNR_s: the more
+steps, the less does each move, where (7) as often moves as far.
 """
 
 from collections.abc import Callable
@@ -29,9 +36,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.parameterization import tweedie
+from score_jax.samplers.base import Sampler, State
 from score_jax.sde import SDE, ScoreFn, dot, expand, square
 
-__all__ = ["dps", "mmps", "pigdm"]
+__all__ = ["dps", "dps_steps", "mmps", "pigdm"]
 
 Forward = Callable[[Array], Array]
 
@@ -50,7 +58,8 @@ def dps(
       forward: A as a function of a batch, `[batch, *event]` to the shape of `y`, rows independent; one that is not
         linear is replaced by its derivative at the posterior mean.
       noise_std: the standard deviation of the noise in `y`.
-      scale: the step size of Eq. 6, which does not look at noise_std; None for Eq. 3.
+      scale: that of Eq. 6, which does not look at noise_std; None for Eq. 3.  The published step size is another,
+        see `dps_steps`.
 
     Raises:
       ValueError: if noise_std is negative, or zero without a scale; when called, if `y` does not fit.
@@ -63,11 +72,39 @@ def dps(
         at = _linearize(sde, score_fn, y, forward, x, t)
         if scale is None:
             return at.score + at.pull_back(at.transpose(at.residual / noise_std**2))
-        size = jnp.sqrt(jnp.maximum(square(at.residual), jnp.finfo(x.dtype).tiny))
-        step = scale * expand(sde.alpha(t) / sde.sigma(t) ** 2, x)
-        return at.score + step * at.pull_back(at.transpose(at.residual / expand(size, y)))
+        return at.score + scale * expand(sde.alpha(t) / sde.sigma(t) ** 2, x) * _descent(at)
 
     return posterior_score
+
+
+def dps_steps(
+    sde: SDE, score_fn: ScoreFn, sampler: Sampler, y: Array, forward: Forward, *, step_size: float | Array
+) -> Sampler:
+    """Diffusion posterior sampling as published (Chung et al. 2023, Algorithm 1): Eq. 7, after a sampler of the prior.
+
+    Args:
+      sde: the process.
+      score_fn: the prior's `score_fn(x, t)`.
+      sampler: of the prior; published, `ancestral` with 1,000 steps.
+      y: as in `dps`, and so `forward`.
+      forward: A.
+      step_size: of Eq. 7, zeta' of the published code.
+
+    Raises:
+      ValueError: when it steps, if `y` does not fit.
+    """
+
+    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+        moved, state = sampler.step(key, x, t, s, state)
+        return moved + step_size * _descent(_linearize(sde, score_fn, y, forward, x, t)), state
+
+    return Sampler(sampler.init, step)
+
+
+def _descent(at: "_Linearized") -> Array:
+    """-grad |y - A m|."""
+    size = jnp.sqrt(jnp.maximum(square(at.residual), jnp.finfo(at.score.dtype).tiny))
+    return at.pull_back(at.transpose(at.residual / expand(size, at.residual)))
 
 
 def pigdm(
@@ -89,7 +126,8 @@ def pigdm(
       forward: A.
       noise_std: the standard deviation of the noise in `y`; may be 0.
       data_std: that of the data, in each coordinate.
-      iterations: of conjugate gradients on Eq. 2; one is enough where A A^T is the identity, as for a mask.
+      iterations: of conjugate gradients on Eq. 2; one is enough where A A^T is the identity, and for a mask, whose
+        A A^T is diag(mask), where y is 0 where it hides.
 
     Raises:
       ValueError: if noise_std is negative; when called, if `y` does not fit.

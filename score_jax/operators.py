@@ -12,7 +12,10 @@ Operator = Callable[[Array], Array]
 
 
 def mask(known: Array) -> Operator:
-    """Zero where `known` is false; `known` in the shape of a batch, or 1 along some of its axes."""
+    """Zero where `known` is false; `known` in the shape of a batch, or 1 along some of its axes.
+
+    A measurement y should be 0 there, too: noise in it is a residual that no image explains.
+    """
     return lambda x: jnp.where(known.astype(bool), x, 0.0)
 
 

@@ -148,8 +148,13 @@ CASES = {
         "product_of_densities": lambda key, x: sj.product_of_densities([SCORE, color_score])(x, T),
     },
     "inverse": {
-        n: lambda key, x, n=n: getattr(sj, n)(SDE, SCORE, first(x), first, noise_std=0.5)(x, T)
-        for n in ("dps", "mmps", "pigdm")
+        "dps_steps": lambda key, x: sj.sample(
+            key, sj.dps_steps(SDE, SCORE, sj.ancestral(SDE, SCORE), first(x), first, step_size=0.5), x, TS
+        ),
+        **{
+            n: lambda key, x, n=n: getattr(sj, n)(SDE, SCORE, first(x), first, noise_std=0.5)(x, T)
+            for n in ("dps", "mmps", "pigdm")
+        },
     },
     "replacement": {
         "colorize": lambda key, x: sj.colorize(

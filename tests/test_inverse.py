@@ -71,6 +71,27 @@ def test_dps_is_the_gradient_of_its_likelihood(mixture, scale):
     np.testing.assert_allclose(*both(x, y), rtol=1e-3, atol=1e-4)
 
 
+def test_published_dps_moves_each_step_by_the_gradient_of_the_distance():
+    """N(0, 1/2 I): the posterior mean is k x, k = alpha/2 / (alpha^2/2 + sigma^2), and grad |y - k A x| by hand.
+
+    On an ancestral step it is `dps` with  scale = step_size / (alpha_s (1 - r)),  as the module says.
+    """
+    prior, t, s = sj.GaussianMixture(jnp.ones(1), jnp.zeros((1, 3)), 0.5 * jnp.eye(3)[None]), 0.6, 0.5
+    score_fn, key, (t, s) = prior.score_fn(SDE), jax.random.key(1), jnp.array([t, s])
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    y = jax.random.normal(jax.random.key(2), (6, 2))
+    plain = sj.ancestral(SDE, score_fn)
+    k = 0.5 * SDE.alpha(t) / (0.5 * SDE.alpha(t) ** 2 + SDE.sigma(t) ** 2)
+    residual = y - k * forward(x)
+    gradient = -k * (residual / jnp.linalg.norm(residual, axis=1, keepdims=True)) @ A
+    expected = plain.step(key, x, t, s, ())[0] - 0.7 * gradient
+    published = sj.dps_steps(SDE, score_fn, plain, y, forward, step_size=0.7).step(key, x, t, s, ())[0]
+    np.testing.assert_allclose(published, expected, rtol=1e-4, atol=1e-5)
+    scale = 0.7 / (SDE.alpha(s) * (1 - jnp.exp(SDE.log_snr(t) - SDE.log_snr(s))))
+    guided = sj.ancestral(SDE, sj.dps(SDE, score_fn, y, forward, noise_std=0.0, scale=scale))
+    np.testing.assert_allclose(guided.step(key, x, t, s, ())[0], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_conjugate_gradients_converge_in_as_many_iterations_as_measurements():
     """Two measurements: two iterations are exact, one is not, and more change nothing."""
     prior, t = gaussian(CORRELATED), jnp.array(0.3)

@@ -162,6 +162,25 @@ def _moments(u: Array) -> list[Array]:
     return [-(u ** (k + 1)) / (k + 1) for k in range(4)]
 
 
+def _through(nodes: Sequence[Array], values: Sequence[Array], number: Array, end: Array) -> Integrate:
+    """The integral up to `end` of the polynomial through the first `number` values (Eq. 3)."""
+    u = [node - end for node in nodes]
+
+    def integrate(moments: Sequence[Array]) -> Array:
+        # Newton's form: each difference times the integral of (u - u_0) ... (u - u_(k-1)), by its coefficients.
+        total, differences, coefficients = jnp.zeros_like(values[0]), list(values), [jnp.ones_like(end)]
+        zero = jnp.zeros_like(end)
+        for k, node in enumerate(u):
+            weight = sum(c * moment for c, moment in zip(coefficients, moments, strict=False))
+            total += jnp.where(number > k, weight, 0.0) * differences[0]
+            pairs = zip(differences, differences[1:], u, u[k + 1 :], strict=False)
+            differences = [(a - b) / (first - last) for a, b, first, last in pairs]
+            coefficients = [low - node * c for low, c in zip([zero, *coefficients], [*coefficients, zero], strict=True)]
+        return total
+
+    return integrate
+
+
 def _adams(
     sde: SDE,
     predict: Callable[[Array, Array], Array],
@@ -180,26 +199,6 @@ def _adams(
         raise ValueError(f"a multistep sampler has order 1, 2 or 3, got {order}")
     kept = order if corrector else order - 1
 
-    def through(nodes: Sequence[Array], values: Sequence[Array], number: Array, end: Array) -> Integrate:
-        """The integral up to `end` of the polynomial through the first `number` values."""
-        u = [node - end for node in nodes]
-
-        def integrate(moments: Sequence[Array]) -> Array:
-            # Newton's form: each difference times the integral of (u - u_0) ... (u - u_(k-1)), by its coefficients.
-            total, differences, coefficients = jnp.zeros_like(values[0]), list(values), [jnp.ones_like(end)]
-            zero = jnp.zeros_like(end)
-            for k, node in enumerate(u):
-                weight = sum(c * moment for c, moment in zip(coefficients, moments, strict=False))
-                total += jnp.where(number > k, weight, 0.0) * differences[0]
-                pairs = zip(differences, differences[1:], u, u[k + 1 :], strict=False)
-                differences = [(a - b) / (first - last) for a, b, first, last in pairs]
-                coefficients = [
-                    low - node * c for low, c in zip([zero, *coefficients], [*coefficients, zero], strict=True)
-                ]
-            return total
-
-        return integrate
-
     def init(x: Array, t: Array) -> State:
         # Nodes of no step, far below so that exp(u) of them, not used yet, is finite and so is its gradient.
         nodes = [coordinate(t) - 1e4 * (k + 1) for k in range(kept)]
@@ -211,14 +210,14 @@ def _adams(
         here, end = coordinate(t), coordinate(s)
         nodes, values = [here, *nodes], [predict(x, t), *values]
         if corrector:
-            integrate = through(nodes[: order + 1], values[: order + 1], count + 1, here)
+            integrate = _through(nodes[: order + 1], values[: order + 1], count + 1, here)
             again = advance(key, before, t_before, t, nodes[1] - here, integrate)
             # What moved x since it arrived, a corrector or an observation, is kept.
             x = jnp.where(count > 0, again + (x - arrived), x)
         number = jnp.minimum(count + 1, order)
         if lower_order_final:
             number = jnp.where(s <= sde.t_min, 1, number)
-        arrived = advance(key, x, t, s, here - end, through(nodes[:order], values[:order], number, end))
+        arrived = advance(key, x, t, s, here - end, _through(nodes[:order], values[:order], number, end))
         new = arrived, (x, t, arrived, nodes[:kept], values[:kept], count + 1)
         # A step of no length leaves the history alone: no two of its times are one.
         return jax.tree.map(lambda a, b: jnp.where(s == t, a, b), (start, state), new)
