@@ -230,7 +230,7 @@ def score_sde(data: str, image_size: int, network: dict, *, deep: bool = False, 
     if sde["name"] == "DDPM":
         config.conditioning = "step"
         config.training.times = "draw_steps"
-        config.sampling.sampler.name = "ancestral"
+        config.sampling.sampler.name = "ddpm"
         config.sampling.num_steps = 999  # The last is that of `denoise`.
     return config
 

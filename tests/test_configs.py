@@ -34,7 +34,8 @@ EXPERIMENTS = {
     "ve/bedroom_ncsnpp_continuous": ("ve_lsun",),
     "ve/church_ncsnpp_continuous": ("ve_lsun", "church_outdoor"),
 }
-PREDICTORS = {"ancestral_sampling": "ancestral"}
+# On VP their ancestral sampling adds sqrt(beta) z.
+PREDICTORS = {"ancestral_sampling": "ddpm"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

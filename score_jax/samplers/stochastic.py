@@ -39,7 +39,7 @@ from score_jax.samplers.deterministic import heun
 from score_jax.sde import SDE, ScoreFn, expand, reverse_drift, square
 from score_jax.timesteps import time_of_log_snr
 
-__all__ = ["adaptive_sde", "ancestral", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
+__all__ = ["adaptive_sde", "ancestral", "ddpm", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
 
 
 def euler_maruyama(sde: SDE, score_fn: ScoreFn) -> Sampler:
@@ -67,19 +67,36 @@ def reverse_diffusion(sde: SDE, score_fn: ScoreFn) -> Sampler:
     return Sampler(no_state, step)
 
 
-def ancestral(sde: SDE, score_fn: ScoreFn) -> Sampler:
+def ancestral(sde: SDE, score_fn: ScoreFn, *, variance: str = "posterior") -> Sampler:
     """Ancestral sampling through the Gaussian posterior of x_s (Eq. 1): weak order 1.
 
-    DDPM's sampler (Ho et al. 2020, Algorithm 2, with the posterior variance) on VP, and its
-    counterpart on VE (Song et al. 2021, Eq. 47).
+    DDPM's sampler (Ho et al. 2020, Algorithm 2) on VP, and its counterpart on VE (Song et al. 2021, Eq. 47).
+
+    Args:
+      sde: the process.
+      score_fn: `score_fn(x, t)`.
+      variance: of the noise: `posterior`, that of Eq. 1, right for data at one point; or `forward`, b^2 of Eq. 2, right
+        for data of the prior's law.
+
+    Raises:
+      ValueError: for another `variance`.
     """
+    if variance not in ("posterior", "forward"):
+        raise ValueError(f"ancestral needs variance 'posterior' or 'forward', got {variance!r}")
 
     def step(key, x, t, s, state):
         ratio, gain, std = ancestral_kernel(sde, t, s)
+        if variance == "forward":
+            std = _forward_kernel(sde, s, t)[1]
         z = jax.random.normal(key, x.shape, x.dtype)
         return ratio * x + gain * score_fn(x, t) + std * z, state
 
     return Sampler(no_state, step)
+
+
+def ddpm(sde: SDE, score_fn: ScoreFn) -> Sampler:
+    """DDPM's sampler as published on CIFAR-10 (Ho et al. 2020): `ancestral` with the noise of the chain, beta_k."""
+    return ancestral(sde, score_fn, variance="forward")
 
 
 def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]:
