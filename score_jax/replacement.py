@@ -32,7 +32,8 @@ def inpainting(sde: SDE, sampler: Sampler, observed: Array, mask: Array, *, basi
     """A sampler that keeps what is known: after each of its steps the noised observation is imposed (Eq. 1).
 
     To have it after a predictor and after a corrector, wrap each:
-    `chain(inpainting(sde, predictor, ...), inpainting(sde, corrector, ...))`.
+    `chain(inpainting(sde, predictor, ...), inpainting(sde, corrector, ...))`.  What a step does between its two times,
+    of `adaptive_sde` or `picard` much, it does without the observation: their grids need as many times as others'.
 
     Args:
       sde: the process.

@@ -111,6 +111,22 @@ def test_steps_have_their_stated_sizes(sde):
     check(corrector.step(key, x, t, t, ())[0], 5 * 4 * 0.2**2 * sde.sigma(t) ** 2)
 
 
+@pytest.mark.parametrize("batch_averaged", [False, True])
+def test_where_there_is_no_score_a_step_sized_by_it_waits(batch_averaged):
+    """A fresh network's is 0 everywhere; its derivative is finite, too."""
+    x, t = jnp.ones((3, 2)), jnp.array(0.4)
+
+    def end(scale):
+        corrector = sj.langevin_corrector(sj.VP(), lambda x, t: scale * x, batch_averaged=batch_averaged)
+        return corrector.step(jax.random.key(0), x, t, t, ())[0]
+
+    np.testing.assert_array_equal(end(0.0), x)
+    assert np.isfinite(jax.grad(lambda scale: end(scale).sum())(0.0))
+    row = sj.langevin_corrector(sj.VP(), lambda x, t: x * jnp.array([[0.0], [1.0], [1.0]]))
+    moved = row.step(jax.random.key(0), x, t, t, ())[0] != x
+    np.testing.assert_array_equal(moved.all(axis=1), [False, True, True])
+
+
 def test_trajectory_of_unadjusted_langevin_is_its_every_state():
     def run(num_steps, **options):
         return sj.unadjusted_langevin(

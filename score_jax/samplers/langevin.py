@@ -32,7 +32,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from score_jax.divergence import Field
-from score_jax.samplers.base import Sampler, check_finite, no_state
+from score_jax.samplers.base import Sampler, check_finite, no_state, root
 from score_jax.sde import SDE, ScoreFn, expand, square
 
 __all__ = [
@@ -217,9 +217,11 @@ def langevin_corrector(
     """
 
     def size(score: Array, z: Array, s: Array) -> Array:
-        norms = jnp.sqrt(square(z)), jnp.sqrt(square(score))
+        norms = jnp.sqrt(square(z)), root(square(score))
         noise, gradient = (jnp.mean(n) if batch_averaged else n for n in norms)
-        return expand(4 * (snr * noise / gradient) ** 2, z)
+        # A score of 0, a fresh network's, says nothing of the size: the step waits.
+        ratio = noise / jnp.where(gradient > 0, gradient, jnp.inf)
+        return expand(4 * (snr * ratio) ** 2, z)
 
     return _corrector(score_fn, size, num_steps)
 

@@ -15,11 +15,12 @@ The adaptive method (Jolicoeur-Martineau et al. 2021, Algorithm 1) takes an Eule
 second one of the same noise whose drift and diffusion are those at its end, and goes on from the mean x'' of the two
 if its distance from x',
 
-    E^2 = mean over dimensions of ((x'' - x') / max(atol, rtol |x'|, rtol |x|))^2,           (3)
+    E^2 = mean over dimensions of ((x'' - x') / max(atol, rtol |x'|, rtol |p|))^2,           (3)
 
-is at most 1; the next h is  0.9 h E^-0.9.  A rejected step says something about its noise: drawn anew, as published,
-the noise of the steps that are accepted is no longer normal, which in few dimensions shows.  Here the path of the
-noise is fixed beforehand, refined where it is asked for by Brownian bridges (Gaines & Lyons 1997),
+with p the x' of the last step that was accepted, is at most 1; the next h is  0.9 h E^-0.9.  A rejected step says
+something about its noise: drawn anew, as published, the noise of the steps that are accepted is no longer normal,
+which in few dimensions shows.  Here the path of the noise is fixed beforehand, refined where it is asked for by
+Brownian bridges (Gaines & Lyons 1997),
 
     W((u + v)/2) ~ N((W(u) + W(v)) / 2, (v - u) / 4),                       (4)
 
