@@ -9,7 +9,9 @@ Equations", Appendix I.2)
 To color images, the same in an orthonormal basis of the channels whose first coordinate is the grey (Appendix I.3).
 
 The steps of the rest see what is known through the noise only, and nothing makes up for it later: the law of the
-samples is not quite the posterior's (Trippe et al. 2023, Section 3.2).  Correctors help; `inverse.mmps` is closer.
+samples is not quite the posterior's (Trippe et al. 2023, Section 3.2).  Correctors help, and so does resampling
+(Lugmayr et al. 2022, "RePaint", Algorithm 1): from s back to t by the forward process, which leaves what is known and
+the rest in step, and to s again, several times.  `inverse.mmps` is closer.
 """
 
 import functools
@@ -23,12 +25,15 @@ from jax import Array
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, State, sample
 from score_jax.samplers.langevin import check_mask
+from score_jax.samplers.stochastic import forward_kernel
 from score_jax.sde import SDE, ScoreFn, perturb
 
 __all__ = ["colorize", "inpaint", "inpainting"]
 
 
-def inpainting(sde: SDE, sampler: Sampler, observed: Array, mask: Array, *, basis: Array | None = None) -> Sampler:
+def inpainting(
+    sde: SDE, sampler: Sampler, observed: Array, mask: Array, *, basis: Array | None = None, num_resamples: int = 1
+) -> Sampler:
     """A sampler that keeps what is known: after each of its steps the noised observation is imposed (Eq. 1).
 
     To have it after a predictor and after a corrector, wrap each:
@@ -41,20 +46,36 @@ def inpainting(sde: SDE, sampler: Sampler, observed: Array, mask: Array, *, basi
       observed: data, `[batch, *event]`; what it holds outside the mask is ignored.
       mask: true where `observed` is known; in the shape of `observed`, or 1 along some of its axes.
       basis: an orthonormal matrix `[c, c]`: the mask is one of the coordinates `x @ basis`.
+      num_resamples: how often each step of a predictor is taken, with the forward process in between (RePaint); not
+        of a multistep one, whose history does not know of it.
 
     Raises:
-      ValueError: when a run starts, if the mask or the data do not fit `x`.
+      ValueError: if there is no step; when a run starts, if the mask or the data do not fit `x`.
     """
+    if num_resamples < 1:
+        raise ValueError(f"inpainting needs num_resamples >= 1, got {num_resamples}")
 
     def init(x: Array, t: Array) -> State:
         check_mask(x, observed, mask)
         return sampler.init(x, t)
 
-    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+    def once(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
         key_step, key_known = jax.random.split(key)
         x, state = sampler.step(key_step, x, t, s, state)
         noise = jax.random.normal(key_known, x.shape, x.dtype)
         return _replace(x, perturb(sde, observed, noise, s), mask, basis), state
+
+    def step(key: Array, x: Array, t: Array, s: Array, state: State) -> tuple[Array, State]:
+        def again(arrived: tuple[Array, State], k: Array) -> tuple[tuple[Array, State], None]:
+            key_back, key_once = jax.random.split(k)
+            a, b = forward_kernel(sde, s, t)
+            back = a * arrived[0] + b * jax.random.normal(key_back, x.shape, x.dtype)
+            return once(key_once, back, t, s, state), None
+
+        arrived = once(key, x, t, s, state)
+        if num_resamples == 1:
+            return arrived
+        return jax.lax.scan(again, arrived, jax.random.split(jax.random.fold_in(key, 2), num_resamples - 1))[0]
 
     return Sampler(init, step)
 
@@ -70,6 +91,7 @@ def inpaint(
     mask: Array,
     *,
     basis: Array | None = None,
+    num_resamples: int = 1,
     denoise: bool = True,
 ) -> Array:
     """Samples that agree with what is known, by any sampler of the prior (Eq. 1).
@@ -81,7 +103,7 @@ def inpaint(
       sampler: a sampler of it.
       x: the state at `ts[0]`, `[batch, *event]`; usually `sample_prior`.
       ts: `[n + 1]` decreasing times.
-      observed: as in `inpainting`, and so `mask` and `basis`.
+      observed: as in `inpainting`, and so `mask`, `basis` and `num_resamples`.
       mask: true where `observed` is known.
       denoise: end with the posterior mean at `ts[-1]`.
 
@@ -95,7 +117,8 @@ def inpaint(
     key_start, key_steps = jax.random.split(key)
     noise = jax.random.normal(key_start, x.shape, x.dtype)
     x = _replace(x, perturb(sde, observed, noise, ts[0]), mask, basis)
-    x = sample(key_steps, inpainting(sde, sampler, observed, mask, basis=basis), x, ts)
+    sampler = inpainting(sde, sampler, observed, mask, basis=basis, num_resamples=num_resamples)
+    x = sample(key_steps, sampler, x, ts)
     return _replace(tweedie(sde, score_fn, x, ts[-1]) if denoise else x, observed, mask, basis)
 
 

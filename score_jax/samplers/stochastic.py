@@ -62,7 +62,7 @@ def reverse_diffusion(sde: SDE, score_fn: ScoreFn) -> Sampler:
     """
 
     def step(key, x, t, s, state):
-        a, b = _forward_kernel(sde, s, t)
+        a, b = forward_kernel(sde, s, t)
         return (2 - a) * x + b**2 * score_fn(x, t) + b * jax.random.normal(key, x.shape, x.dtype), state
 
     return Sampler(no_state, step)
@@ -88,7 +88,7 @@ def ancestral(sde: SDE, score_fn: ScoreFn, *, variance: str = "posterior") -> Sa
     def step(key, x, t, s, state):
         ratio, gain, std = ancestral_kernel(sde, t, s)
         if variance == "forward":
-            std = _forward_kernel(sde, s, t)[1]
+            std = forward_kernel(sde, s, t)[1]
         z = jax.random.normal(key, x.shape, x.dtype)
         return ratio * x + gain * score_fn(x, t) + std * z, state
 
@@ -106,7 +106,7 @@ def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]
     return ratio, ratio * one_minus_r * sde.sigma(t) ** 2, sde.sigma(s) * root(one_minus_r)
 
 
-def _forward_kernel(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
+def forward_kernel(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
     """`(a, b)` of Eq. 2."""
     return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * root(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
 
@@ -148,7 +148,7 @@ def stochastic_heun(
         # Where hardly any noise is added, rounding may leave `above` below.
         higher = (t < sde.t_max) & (sde.log_snr(above) < sde.log_snr(t))
         up = jnp.where((level >= noise_min) & (level <= noise_max) & higher, above, t)
-        a, b = _forward_kernel(sde, t, up)
+        a, b = forward_kernel(sde, t, up)
         z = jax.random.normal(key_noise, x.shape, x.dtype)
         return solver.step(key, a * x + noise_scale * b * z, up, s, state)
 
