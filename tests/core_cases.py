@@ -170,7 +170,10 @@ CASES = {
             key, SDE, SCORE, sj.ancestral(SDE, SCORE), x, TS, x[::-1], jnp.array([[True, False]])
         ),
         "inpainting": lambda key, x: sj.sample(
-            key, inpainting(SDE, sj.euler(SDE, SCORE), x[::-1], jnp.array([[True, False]])), x, TS
+            key,
+            inpainting(SDE, sj.euler(SDE, SCORE), x[::-1], jnp.array([[True, False]]), num_resamples=2),
+            x,
+            TS,
         ),
     },
     "smc": {"twisted_smc": lambda key, x: sj.twisted_smc(key, SDE, SCORE, first(x)[0], first, x, TS, noise_std=0.5)},

@@ -75,8 +75,8 @@ def sample(
       key: a PRNG key, split into one for each step.
       sampler: the method.
       x: the state at `ts[0]`, `[batch, *event]`; usually `sample_prior`.
-      ts: `[n + 1]` decreasing times, see `score_jax.timesteps`.  A step from a time to itself changes nothing but what
-        a corrector does there.
+      ts: `[n + 1]` decreasing times, see `score_jax.timesteps`.  A step from a time to itself changes nothing, but for
+        correctors and `stochastic_heun`, which draw noise there.
       trajectory: return every state instead of the last.
 
     Returns:

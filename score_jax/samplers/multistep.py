@@ -25,7 +25,8 @@ polynomial extrapolates far beyond its values: the last step is of order 1, x_s 
 
 Once D is known at t, the step that led there can be taken again with a polynomial through t, too, at no further
 evaluation: the corrector of UniPC (Zhao et al. 2023, Eq. 9), which adds one to the order.  What it changes is added
-to the state, wherever that has been moved in the meantime.
+to the state, wherever that has been moved in the meantime.  After moves of a Langevin corrector (`base.chain`) the
+polynomial is through values off its path, and the law's error is of order 1.
 """
 
 from collections.abc import Callable, Sequence
