@@ -19,7 +19,8 @@ Its derivative is the posterior covariance (second-order Tweedie, with J = d sco
 
     Cov[x_0 | x_t] = sigma^2/alpha dE[x_0 | x_t]/dx_t = sigma^2/alpha^2 (I + sigma^2 J).       (5)
 
-Each adapter takes `net(x, t)` and returns a `ScoreFn`.
+Each adapter takes `net(x, t)` and returns a `ScoreFn`, whose t is a scalar (samplers) or `[batch]` (losses); the net
+always has t as `[batch]`.
 """
 
 from collections.abc import Callable
@@ -46,21 +47,26 @@ __all__ = [
 Net = Callable[[Array, Array], Array]
 
 
+def _each(t: ArrayLike, x: Array) -> Array:
+    """The time of each example, `[batch]`, as networks take it."""
+    return jnp.broadcast_to(t, x.shape[:1])
+
+
 def from_noise(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the noise eps (Eq. 1)."""
-    return lambda x, t: -net(x, t) / expand(sde.sigma(t), x)
+    return lambda x, t: -net(x, _each(t, x)) / expand(sde.sigma(t), x)
 
 
 def from_score(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts it, as NCSN does."""
-    return net
+    return lambda x, t: net(x, _each(t, x))
 
 
 def from_denoiser(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the clean data x_0 (Eq. 2)."""
 
     def score_fn(x: Array, t: Array) -> Array:
-        return (expand(sde.alpha(t), x) * net(x, t) - x) / expand(sde.sigma(t) ** 2, x)
+        return (expand(sde.alpha(t), x) * net(x, _each(t, x)) - x) / expand(sde.sigma(t) ** 2, x)
 
     return score_fn
 
@@ -70,7 +76,7 @@ def from_velocity(sde: SDE, net: Net) -> ScoreFn:
 
     def score_fn(x: Array, t: Array) -> Array:
         alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
-        return -(x + alpha / sigma * net(x, t)) / (alpha**2 + sigma**2)
+        return -(x + alpha / sigma * net(x, _each(t, x))) / (alpha**2 + sigma**2)
 
     return score_fn
 
@@ -105,7 +111,7 @@ def from_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
     """The score of an unnormalised model p(x) ~ exp(-E(x)): minus the gradient of the energy.
 
     Args:
-      energy: `energy(x)` or `energy(x, t)`, `[batch, *event]` to `[batch]`, rows independent.
+      energy: `energy(x)` or `energy(x, t)`, with x `[batch, *event]` and t `[batch]`, to `[batch]`, rows independent.
 
     Returns:
       The score with the same arguments: `fn(x)` or a `ScoreFn`.
@@ -116,7 +122,7 @@ def from_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
 
     def score_fn(x: Array, *t: Any) -> Array:
         def total(x: Array) -> Array:
-            value = energy(x, *t)
+            value = energy(x, *(_each(time, x) for time in t))
             if value.shape != x.shape[:1]:
                 raise ValueError(f"an energy must be one number an example, {x.shape[:1]}, but has {value.shape}")
             return jnp.sum(value)

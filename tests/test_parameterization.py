@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import score_jax as sj
+from score_jax.networks import MLP
 
 
 def posterior_mean(mixture, sde, x, t):
@@ -60,6 +61,24 @@ def test_preconditioning_inverts_to_the_exact_score(sde, mixture, points):
     np.testing.assert_allclose(seen["inputs"], expected, rtol=1e-4)
 
 
+ADAPTERS = [sj.from_noise, sj.from_score, sj.from_denoiser, sj.from_velocity, sj.preconditioned]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_network_has_one_time_an_example_whatever_calls_it(adapter):
+    """Losses draw a time for each example, samplers and Tweedie's formula have one for all: networks see no difference."""
+    sde, network, x = sj.VP(), MLP(features=8, num_blocks=1), jnp.linspace(-1, 1, 6).reshape(3, 2)
+    params = network.init(jax.random.key(0), x, jnp.ones(3))
+    # The last layer starts at zero, and a network that is zero has no time to mistake.
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    score_fn = adapter(sde, lambda x, t: network.apply(params, x, 999 * t))
+    np.testing.assert_array_equal(score_fn(x, jnp.array(0.3)), score_fn(x, jnp.full(3, 0.3)))
+    assert np.abs(score_fn(x, jnp.array(0.3)) - score_fn(x, jnp.array(0.31))).max() > 1e-4
+    assert sj.tweedie(sde, score_fn, x, 0.3).shape == x.shape
+    ts = sj.timesteps.uniform(sde, 2)
+    assert jnp.isfinite(sj.sample(jax.random.key(1), sj.ancestral(sde, score_fn), x, ts)).all()
+
+
 def test_tweedie_is_the_posterior_mean(sde, mixture, points):
     x0 = targets(mixture, sde, *points)[0]
     np.testing.assert_allclose(sj.tweedie(sde, mixture.score_fn(sde), *points), x0, rtol=1e-3, atol=1e-3)
@@ -72,6 +91,7 @@ def test_energy_is_the_score_s_potential(sde, mixture, points):
     np.testing.assert_allclose(
         sj.from_energy(lambda x: -mixture.log_prob(x))(x), mixture.score(x), rtol=1e-3, atol=1e-3
     )
+    np.testing.assert_allclose(score_fn(x, 0.3), mixture.score_fn(sde)(x, 0.3), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="one number an example"):
         sj.from_energy(lambda x: 0.5 * x**2)(x)
 

@@ -43,7 +43,7 @@ def with_score(
     """A network with its score, `condition(t)` being what it is told and `adapter` what it predicts."""
 
     def net(x: Array, t: Array) -> Array:
-        return cast(Array, network.apply(params, x, jnp.broadcast_to(condition(t), x.shape[:1])))
+        return cast(Array, network.apply(params, x, condition(t)))
 
     return Pretrained(network, params, sde, adapter(sde, net))
 
