@@ -131,25 +131,38 @@ def lattice(key: Array, n: int) -> Array:
 def time_of_log_snr(sde: SDE, value: ArrayLike) -> Array:
     """The time at which the log signal-to-noise ratio has a value, by bisection.
 
+    Its derivatives are those of the implicit function,  dt/dvalue = 1 / lambda_t'  and, for a parameter p of the
+    process,  dt/dp = -(d lambda_t / dp) / lambda_t'.
+
     Args:
       sde: the process.
-      value: any shape; clipped to the process's own range.
+      value: any shape; clipped to the process's own range, where the derivative in it is zero.
 
     Returns:
-      Times in [t_min, t_max], in the shape of `value`.
+      Times in [t_min, t_max], in the shape of `value`; NaN where that is NaN.
     """
-    value = jnp.asarray(value)
+    value = jnp.asarray(value, jnp.result_type(value, float))
+    within = jnp.clip(value, sde.log_snr(sde.t_max), sde.log_snr(sde.t_min))
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        noisy = sde.log_snr(middle) < value
-        return jnp.where(noisy, low, middle), jnp.where(noisy, middle, high)
+    def bisect(_, middle: Array) -> Array:
+        def halve(_, bounds):
+            low, high = bounds
+            middle = 0.5 * (low + high)
+            noisy = sde.log_snr(middle) < value
+            return jnp.where(noisy, low, middle), jnp.where(noisy, middle, high)
 
-    bounds = jnp.full_like(value, sde.t_min), jnp.full_like(value, sde.t_max)
-    # 40 halvings end below the spacing of float32 numbers everywhere in the interval.
-    low, high = jax.lax.fori_loop(0, 40, halve, bounds)
-    return 0.5 * (low + high)
+        bounds = jnp.full_like(value, sde.t_min), jnp.full_like(value, sde.t_max)
+        # 40 halvings end below the spacing of float32 numbers everywhere in the interval.
+        low, high = jax.lax.fori_loop(0, 40, halve, bounds)
+        return jnp.where(jnp.isnan(value), value, 0.5 * (low + high))
+
+    return jax.lax.custom_root(
+        lambda t: (sde.log_snr(t) - within).astype(t.dtype),
+        value,
+        bisect,
+        # Each time has its own equation: the linear map is a product with its value at one.
+        lambda slope, y: y / slope(jnp.ones_like(y)),
+    )
 
 
 def uniform(sde: SDE, n: int) -> Array:

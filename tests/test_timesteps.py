@@ -81,6 +81,44 @@ def test_time_of_log_snr_inverts(sde):
     np.testing.assert_allclose(timesteps.time_of_log_snr(sde, sde.log_snr(t)), t, rtol=1e-3)
 
 
+def test_time_of_log_snr_has_the_derivative_of_the_inverse(any_sde):
+    """dt/dlambda = 1/lambda_t' = -sigma^2/g^2, off the knots of a table; zero where the value is clipped."""
+    t = any_sde.t_min + (any_sde.t_max - any_sde.t_min) * jnp.array([0.01234, 0.4321, 0.9])
+    slope = jax.jit(jax.vmap(jax.grad(lambda v: timesteps.time_of_log_snr(any_sde, v))))
+    exact = -((any_sde.sigma(t) / any_sde.diffusion(t)) ** 2)
+    np.testing.assert_allclose(slope(any_sde.log_snr(t)), exact, rtol=2e-3)
+    outside = jnp.array([any_sde.log_snr(any_sde.t_max) - 1, any_sde.log_snr(any_sde.t_min) + 1, jnp.inf])
+    np.testing.assert_array_equal(slope(outside), 0)
+
+
+def test_time_of_log_snr_has_the_derivatives_of_closed_forms():
+    """VP's time solves a quadratic equation, log alpha^2 = log sigmoid(lambda); EDM's is exp(-lambda/2), to any order."""
+
+    def closed_form(ends, value):
+        slope, target = ends[1] - ends[0], -jax.nn.log_sigmoid(value)
+        return (jnp.sqrt(ends[0] ** 2 + 2 * slope * target) - ends[0]) / slope
+
+    def bisected(ends, value):
+        return timesteps.time_of_log_snr(sj.VP(beta_min=ends[0], beta_max=ends[1]), value)
+
+    ends = jnp.array([0.1, 20.0])
+    for value in (-3.0, 0.5):
+        got, exact = (jax.jacfwd(fn, (0, 1))(ends, value) for fn in (bisected, closed_form))
+        for a, b in zip(got, exact, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3)
+    second = jax.grad(jax.grad(lambda v: timesteps.time_of_log_snr(sj.EDM(), v)))(0.0)
+    np.testing.assert_allclose(second, 0.25, rtol=1e-5)
+    # Clipped to t_max, the time moves with it.
+    last = jax.grad(lambda end: timesteps.time_of_log_snr(sj.EDM(t_max=end), -100.0))(80.0)
+    np.testing.assert_allclose(last, 1, rtol=1e-5)
+
+
+def test_time_of_log_snr_of_an_integer_and_of_nan():
+    times = timesteps.time_of_log_snr(sj.EDM(), jnp.array([jnp.nan, -1.0]))
+    np.testing.assert_allclose(times, [np.nan, np.exp(0.5)], rtol=1e-5)
+    np.testing.assert_allclose(timesteps.time_of_log_snr(sj.EDM(), -1), np.exp(0.5), rtol=1e-5)
+
+
 @pytest.mark.parametrize("draw", DRAWS)
 def test_draws_are_unbiased(sde, draw):
     """E[t^2 weight] over uniform time is 1/3: 200 batches of 256, 4.5 standard errors, false alarms below 1e-5."""
