@@ -7,7 +7,8 @@ If  X_0 ~ sum_k w_k N(m_k, C_k),  then under the process  X_t = alpha X_0 + sigm
     score(x, t) = -sum_k r_k(x) (alpha^2 C_k + sigma^2 I)^-1 (x - alpha m_k),   (2)
 
 with r_k(x) the posterior probability of component k.  The covariances in (1) share the
-eigenvectors of C_k at all times, so one eigendecomposition serves every t.
+eigenvectors of C_k at all times, so one eigendecomposition serves every t.  Eigenvectors are not differentiable where
+eigenvalues coincide, though (1) and (2) are: derivatives are those of the linear system in (2).
 
 Given a measurement  y = A X_0 + noise_std n  it is a mixture again: with  S_k = A C_k A^T + noise_std^2 I  and the
 gain  K_k = C_k A^T S_k^-1,
@@ -17,6 +18,7 @@ gain  K_k = C_k A^T S_k^-1,
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +74,11 @@ class GaussianMixture:
 
     def log_prob(self, x: Array) -> Array:
         """Log density in nats: `[..., d]` to `[...]`."""
-        return jax.nn.logsumexp(_components(self, self._eigen(), x, 1.0, 0.0)[0], axis=-1)
+        return jax.nn.logsumexp(_components(self, _by_cholesky(self.covariances), x)[0], axis=-1)
 
     def score(self, x: Array) -> Array:
         """The gradient of the log density, in the shape of `x` (`[..., d]`)."""
-        return _mixture_score(self, self._eigen(), x, 1.0, 0.0)
+        return _mixture_score(self, _by_cholesky(self.covariances), x)
 
     def marginal(self, sde: SDE, t: ArrayLike) -> "GaussianMixture":
         """The law of X_t (Eq. 1) at a scalar time, a mixture again."""
@@ -111,46 +113,69 @@ class GaussianMixture:
         rest = jnp.eye(A.shape[1])[None] - jnp.einsum("kdm,me->kde", gain, A)
         covariances = jnp.einsum("kde,kef,kgf->kdg", rest, self.covariances, rest)
         covariances = covariances + noise_std**2 * jnp.einsum("kdm,kem->kde", gain, gain)
-        log_weights = _components(seen, seen._eigen(), y, 1.0, 0.0)[0]
+        log_weights = _components(seen, _by_cholesky(seen.covariances), y)[0]
         return GaussianMixture(jax.nn.softmax(log_weights), means, covariances)
 
     def score_fn(self, sde: SDE) -> ScoreFn:
         """The exact score of X_t (Eq. 2): `score_fn(x, t)` with `x` `[batch, d]`, `t` scalar or `[batch]`."""
-        eigen = self._eigen()
-        return lambda x, t: _mixture_score(self, eigen, x, sde.alpha(t), sde.sigma(t))
+        solve = _by_eigenvectors(self.covariances)
+        return lambda x, t: _mixture_score(self, solve, x, sde.alpha(t), sde.sigma(t))
 
-    def _eigen(self) -> tuple[Array, Array]:
-        """Eigenvalues `[k, d]` and eigenvectors `[k, d, d]` (in columns) of the covariances."""
-        return tuple(jnp.linalg.eigh(self.covariances))
+
+# `solve(r, alpha, sigma)` is  (alpha^2 C_k + sigma^2 I)^-1 r  for r [..., k, d], and the determinants' logs [..., k].
+Solve = Callable[[Array, ArrayLike, ArrayLike], tuple[Array, Array]]
+
+
+def _by_cholesky(covariances: Array) -> Solve:
+    """For alpha = 1 and sigma = 0 alone: differentiable to any order."""
+    factor = jnp.linalg.cholesky(covariances)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
+
+    def solve(r: Array, alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
+        columns = jnp.moveaxis(r.reshape(-1, *r.shape[-2:]), 0, -1)
+        solution = jnp.moveaxis(jax.scipy.linalg.cho_solve((factor, True), columns), -1, 0)
+        return solution.reshape(r.shape), jnp.broadcast_to(log_det, r.shape[:-1])
+
+    return solve
+
+
+def _by_eigenvectors(covariances: Array) -> Solve:
+    """For every alpha and sigma: differentiable in them and in r to any order, once in the covariances."""
+    values, vectors = jnp.linalg.eigh(covariances)
+    symmetric = 0.5 * (covariances + jnp.swapaxes(covariances, -1, -2))
+
+    def solve(r: Array, alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
+        variance = alpha**2 * values.reshape((1,) * (r.ndim - 2) + values.shape) + sigma**2
+
+        def product(v: Array) -> Array:
+            return alpha**2 * jnp.einsum("kde,...ke->...kd", symmetric, v) + sigma**2 * v
+
+        def divide(_, r: Array) -> Array:
+            along = jnp.einsum("kde,...kd->...ke", vectors, r)
+            return jnp.einsum("kde,...ke->...kd", vectors, along / variance)
+
+        solution = jax.lax.custom_linear_solve(product, r, divide, symmetric=True)
+        return solution, jnp.sum(jnp.log(variance), axis=-1)
+
+    return solve
 
 
 def _components(
-    mixture: GaussianMixture,
-    eigen: tuple[Array, Array],
-    x: Array,
-    alpha: ArrayLike,
-    sigma: ArrayLike,
+    mixture: GaussianMixture, solve: Solve, x: Array, alpha: ArrayLike = 1.0, sigma: ArrayLike = 0.0
 ) -> tuple[Array, Array]:
     """Each component's log joint density `[..., k]` and score `[..., k, d]` at noise (alpha, sigma)."""
-    values, vectors = eigen
     lead = (1,) * (x.ndim - 1)
     # `alpha` and `sigma` are scalars or one value an example; both line up with [..., k, d].
     alpha, sigma = (jnp.asarray(a)[..., None, None] if jnp.ndim(a) else a for a in (alpha, sigma))
     centred = x[..., None, :] - alpha * mixture.means.reshape(lead + mixture.means.shape)
-    variance = alpha**2 * values.reshape(lead + values.shape) + sigma**2
-    along = jnp.einsum("kde,...kd->...ke", vectors, centred)
-    log_joint = -0.5 * jnp.sum(along**2 / variance + jnp.log(2 * math.pi * variance), axis=-1)
-    log_joint = log_joint + jnp.log(mixture.weights).reshape((*lead, -1))
-    return log_joint, -jnp.einsum("kde,...ke->...kd", vectors, along / variance)
+    solution, log_det = solve(centred, alpha, sigma)
+    log_joint = -0.5 * (jnp.sum(centred * solution, axis=-1) + log_det + x.shape[-1] * math.log(2 * math.pi))
+    return log_joint + jnp.log(mixture.weights).reshape((*lead, -1)), -solution
 
 
 def _mixture_score(
-    mixture: GaussianMixture,
-    eigen: tuple[Array, Array],
-    x: Array,
-    alpha: ArrayLike,
-    sigma: ArrayLike,
+    mixture: GaussianMixture, solve: Solve, x: Array, alpha: ArrayLike = 1.0, sigma: ArrayLike = 0.0
 ) -> Array:
     """Eq. 2: the components' scores, weighted by their posterior probabilities."""
-    log_joint, scores = _components(mixture, eigen, x, alpha, sigma)
+    log_joint, scores = _components(mixture, solve, x, alpha, sigma)
     return jnp.sum(jax.nn.softmax(log_joint, axis=-1)[..., None] * scores, axis=-2)

@@ -46,6 +46,58 @@ def test_marginal_moments(sde, mixture):
     np.testing.assert_allclose(cov_t, sde.alpha(0.3) ** 2 * cov + sde.sigma(0.3) ** 2 * jnp.eye(2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("c", [1.0, 0.1])
+def test_equal_eigenvalues_have_derivatives(sde, c):
+    """N(0, c I): with v = alpha^2 c + sigma^2 the log density is  -|x|^2/(2 v) - log(2 pi v)  and the score  -x/v.
+
+    In time, and in the covariance E along any symmetric direction:  d(-x/v)/dE = E x / v^2  at alpha = 1, sigma = 0.
+    """
+    t, x, d = jnp.array(0.3), jnp.array([1.0, -0.5]), jnp.array([[0.3, 0.7], [0.7, -0.2]])
+    mixture = sj.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), c * jnp.eye(2)[None])
+
+    def variance(t):
+        return sde.alpha(t) ** 2 * c + sde.sigma(t) ** 2
+
+    def density(t):
+        return -jnp.sum(x**2) / (2 * variance(t)) - jnp.log(2 * np.pi * variance(t))
+
+    def derivatives(fn):
+        rate = jax.jacfwd(fn)
+        return jnp.stack([fn(t), rate(t), jax.jacfwd(rate)(t)])
+
+    got = jax.jit(lambda: derivatives(lambda t: mixture.marginal(sde, t).log_prob(x)))()
+    np.testing.assert_allclose(got, derivatives(density), rtol=1e-4, atol=1e-5)
+    exact = derivatives(lambda t: -x / variance(t))
+    for score in (lambda t: mixture.marginal(sde, t).score(x), lambda t: mixture.score_fn(sde)(x[None], t)[0]):
+        np.testing.assert_allclose(jax.jit(lambda s=score: derivatives(s))(), exact, rtol=1e-4, atol=1e-5)
+
+    def at(h):
+        return sj.GaussianMixture(mixture.weights, mixture.means, mixture.covariances + h * d[None])
+
+    a, v = sde.alpha(t), variance(t)
+    for score, exact in (
+        (lambda h: at(h).score(x), d @ x / c**2),
+        (lambda h: at(h).score_fn(sde)(x[None], t)[0], a**2 * d @ x / v**2),
+    ):
+        np.testing.assert_allclose(jax.jit(jax.jacrev(score))(0.0), exact, rtol=1e-4)
+    slope = jax.grad(lambda h: at(h).log_prob(x))(0.0)
+    np.testing.assert_allclose(slope, 0.5 * (x @ d @ x / c**2 - jnp.trace(d) / c), rtol=1e-4)
+
+
+def test_components_that_share_eigenvalues_have_the_derivatives_of_finite_differences():
+    """Two components, whose posterior probabilities depend on the covariances, too, by the determinant."""
+    d = jnp.array([[[0.3, 0.7], [0.7, -0.2]], [[-0.1, 0.2], [0.2, 0.6]]])
+    x, t, sde = jnp.array([[0.3, -0.2]]), jnp.array(0.2), sj.VP()
+
+    @jax.jit
+    def score(h):
+        covariances = jnp.broadcast_to(jnp.eye(2), (2, 2, 2)) + h * d
+        return sj.GaussianMixture([0.7, 0.3], [[1.0, 0.5], [-1.0, -1.0]], covariances).score_fn(sde)(x, t)
+
+    differences = (score(0.02) - score(-0.02)) / 0.04
+    np.testing.assert_allclose(jax.jacfwd(score)(0.0), differences, rtol=2e-3)
+
+
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"weights \[k\]"):
         sj.GaussianMixture([0.5, 0.5], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
