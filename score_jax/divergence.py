@@ -42,8 +42,12 @@ def exact_divergence(fn: Field, x: Array) -> tuple[Array, Array]:
 
     Returns:
       `(fn(x), divergence [batch])`.
+
+    Raises:
+      ValueError: if the field has not the shape of `x`.
     """
     value, push = jax.linearize(fn, x)
+    check_shape(value, x)
     size = math.prod(x.shape[1:])
 
     def diagonal(i: Array) -> Array:
@@ -98,7 +102,8 @@ def hutchinson_divergence(
       `(fn(x), divergence [batch])`, and with `standard_error` its standard error `[batch]`.
 
     Raises:
-      ValueError: for fewer than 1 probe, or fewer than 2 where a standard error is asked for.
+      ValueError: for fewer than 1 probe, or fewer than 2 where a standard error is asked for; if the field has not the
+        shape of `x`.
     """
     check_number("num_probes", num_probes, least=2 if standard_error else 1)
     keys = jax.random.split(key, num_probes)
@@ -112,6 +117,7 @@ def probe_divergence(fn: Field, x: Array, probes: Array) -> tuple[Array, Array]:
 
     def along(v: Array) -> tuple[Array, Array]:
         value, tangent = jax.jvp(fn, (x,), (v,))
+        check_shape(value, x)
         return value, dot(v, tangent)
 
     # The field's value does not depend on the probe, so vmap computes it once.
@@ -133,13 +139,14 @@ def hutch_pp_divergence(key: Array, fn: Field, x: Array, *, num_probes: int = 3)
       where the sketch spans the whole space, and NaN with 3 probes, which leave the rest one sample.
 
     Raises:
-      ValueError: if `num_probes` is not a positive multiple of 3.
+      ValueError: if `num_probes` is not a positive multiple of 3, or the field has not the shape of `x`.
     """
     if num_probes < 3 or num_probes % 3:
         raise ValueError(f"num_probes must be a positive multiple of 3, got {num_probes}")
     batch, size = len(x), math.prod(x.shape[1:])
     third = num_probes // 3
     value, push = jax.linearize(fn, x)
+    check_shape(value, x)
 
     def product(vectors: Array) -> Array:
         """J applied to each of `[third, batch, size]`."""
@@ -166,3 +173,10 @@ def check_number(name: str, number: int, *, least: int = 1) -> None:
     """Raise unless a number of probes is large enough."""
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_shape(score: Array, x: Array) -> Array:
+    """The score, unless its shape is not that of `x`, which would broadcast to a wrong result."""
+    if score.shape != x.shape:
+        raise ValueError(f"a score must have the shape of x, {x.shape}, but has {score.shape}")
+    return score

@@ -31,7 +31,8 @@ Section 4): the true log p(y | x_t) minimises
 
     E[ -log p(y | x_t) ].                                                   (5)
 
-An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`.
+An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`, and raises a `ValueError` where a score
+has not the shape of x.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.divergence import Field, check_number, draw_probes, exact_divergence
+from score_jax.divergence import Field, check_number, check_shape, draw_probes, exact_divergence
 from score_jax.sde import SDE, ScoreFn, dot, expand, perturb, square
 
 __all__ = [
@@ -100,6 +101,7 @@ def sliced_score_matching(
 
     def along(v: Array) -> Array:
         score, tangent = jax.jvp(fn, (x,), (v,))
+        check_shape(score, x)
         return dot(v, tangent) + 0.5 * (square(score) if variance_reduced else dot(v, score) ** 2)
 
     return _mean_over_projections(key, along, x, num_projections, projection)
@@ -134,7 +136,7 @@ def finite_difference_score_matching(
         raise ValueError(f"step must be positive, got {step}")
 
     def along(v: Array) -> Array:
-        ahead, behind = fn(x + step * v), fn(x - step * v)
+        ahead, behind = check_shape(fn(x + step * v), x), fn(x - step * v)
         return dot(v, ahead - behind) / (2 * step) + square(ahead + behind) / 8
 
     return _mean_over_projections(key, along, x, num_projections, projection)
@@ -158,13 +160,14 @@ def vincent_score_matching(key: Array, fn: Field, x: Array, *, sigma: float | Ar
       key: a PRNG key for the noise.
       fn: the score, a vector field on batches.
       x: data, `[batch, *event]`.
-      sigma: the noise's standard deviation, a scalar.
+      sigma: the noise's standard deviation, a scalar or `[batch]`.
 
     Returns:
       `[batch]`.
     """
     noise = jax.random.normal(key, x.shape, x.dtype)
-    return 0.5 * square(sigma * fn(x + sigma * noise) + noise) / sigma**2
+    wide = expand(sigma, x)
+    return 0.5 * square(wide * check_shape(fn(x + wide * noise), x) + noise) / sigma**2
 
 
 def ncsn_score_matching(key: Array, score_fn: ScoreFn, x: Array, sigmas: ArrayLike) -> Array:
@@ -185,7 +188,7 @@ def ncsn_score_matching(key: Array, score_fn: ScoreFn, x: Array, sigmas: ArrayLi
     sigma = jax.random.choice(key_level, jnp.asarray(sigmas), (len(x),))
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
     wide = expand(sigma, x)
-    return 0.5 * square(wide * score_fn(x + wide * noise, sigma) + noise)
+    return 0.5 * square(wide * check_shape(score_fn(x + wide * noise, sigma), x) + noise)
 
 
 def variance_weighting(sde: SDE, t: ArrayLike) -> Array:
@@ -223,7 +226,8 @@ def denoising_score_matching(
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     sigma = sde.sigma(t)
     # Scaled by sigma, so that nothing of the size 1/sigma is ever squared.
-    residual = expand(sigma, x0) * score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)) + noise
+    score = check_shape(score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)), x0)
+    residual = expand(sigma, x0) * score + noise
     return 0.5 * (weight(sde, t) / sigma**2) * square(residual)
 
 

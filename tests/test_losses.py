@@ -251,6 +251,40 @@ def test_independent_component_analysis():
     np.testing.assert_allclose(product, np.eye(2)[np.argmax(product, axis=1)], atol=0.1)
 
 
+SCORE_LOSSES = {
+    "denoising": lambda k, fn, x: sj.denoising_score_matching(k, SDE, lambda x, t: fn(x), x, TIME),
+    "perturbed": lambda k, fn, x: sj.perturbed_sliced_score_matching(k, SDE, lambda x, t: fn(x), x, TIME),
+    "ncsn": lambda k, fn, x: sj.ncsn_score_matching(k, lambda x, sigma: fn(x), x, SIGMAS),
+    "vincent": lambda k, fn, x: sj.vincent_score_matching(k, fn, x, sigma=SIGMA),
+    "exact": lambda k, fn, x: sj.exact_score_matching(fn, x),
+    "sliced": sj.sliced_score_matching,
+    "finite_difference": sj.finite_difference_score_matching,
+    "hutchinson": sj.hutchinson_divergence,
+    "hutch_pp": sj.hutch_pp_divergence,
+}
+
+
+@pytest.mark.parametrize("name", SCORE_LOSSES)
+def test_a_score_of_another_shape_is_an_error(name):
+    """A network that returns `[n]`, `[1, 1]` or `[n, n]` for x `[n, 1]` would broadcast to a wrong loss."""
+    for wrong in (lambda x: x[:, 0], lambda x: x[:1], lambda x: x * x[:, 0]):
+        with (
+            jax.numpy_rank_promotion("allow"),
+            pytest.raises(ValueError, match=r"a score must have the shape of x, \(4, 1\), but has \("),
+        ):
+            SCORE_LOSSES[name](jax.random.key(0), wrong, jnp.ones((4, 1)))
+
+
+def test_each_example_has_its_own_noise_level():
+    """Vincent's loss of zero is |eps|^2 / (2 sigma^2), and of the score of N(0, sigma^2 I) at x = 0 it is zero."""
+    x, sigma, key = jnp.zeros((4, 4)), jnp.arange(1.0, 5.0), jax.random.key(0)
+    eps = jax.random.normal(key, x.shape)
+    zero = sj.vincent_score_matching(key, jnp.zeros_like, x, sigma=sigma)
+    np.testing.assert_allclose(zero, jnp.sum(eps**2, axis=1) / (2 * sigma**2), rtol=1e-5)
+    exact = sj.vincent_score_matching(key, lambda x: -x / sigma[:, None] ** 2, x, sigma=sigma)
+    np.testing.assert_allclose(exact, 0, atol=1e-5)
+
+
 def test_bad_projections():
     key, x = jax.random.key(0), jnp.ones((2, 3))
     for loss in (sj.sliced_score_matching, sj.finite_difference_score_matching):
