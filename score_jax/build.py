@@ -46,7 +46,7 @@ __all__ = [
 def _step(config: ConfigDict, sde: SDE, t: Array) -> Array:
     if not isinstance(sde, DDPM):
         raise UserError(f"config.conditioning: 'step' is for the chain of DDPM, not for {type(sde).__name__}")
-    return len(np.asarray(sde.betas)) * t - 1
+    return jnp.shape(sde.betas)[0] * t - 1
 
 
 # The value that conditions the network; `none` leaves to the parameterization what it passes on, as EDM's does.

@@ -31,8 +31,8 @@ Section 4): the true log p(y | x_t) minimises
 
     E[ -log p(y | x_t) ].                                                   (5)
 
-An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`, and raises a `ValueError` where a score
-has not the shape of x.
+An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`; a score that has not the shape of x
+is a `ValueError`.
 """
 
 from collections.abc import Callable

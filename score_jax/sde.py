@@ -33,6 +33,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from score_jax.batches import dot as dot
+from score_jax.batches import expand, square
+
 ScoreFn = Callable[[Array, Array], Array]
 
 __all__ = [
@@ -55,43 +58,18 @@ __all__ = [
 ]
 
 
-def expand(t: ArrayLike, x: Array) -> Array:
-    """Reshape a scalar or per-example value so that it broadcasts against a batch.
-
-    Args:
-      t: scalar or `[batch]`.
-      x: `[batch, *event]`.
-
-    Returns:
-      `t` as a scalar or as `[batch, 1, ...]` with the rank of `x`.
-
-    Raises:
-      ValueError: if `t` is neither a scalar nor one value an example.
-    """
-    t = jnp.asarray(t)
-    if t.ndim == 0:
-        return t
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t must be a scalar or have shape {x.shape[:1]}, one value an example, but has {t.shape}")
-    return t.reshape(t.shape + (1,) * (x.ndim - 1))
+def _is_number(value) -> bool:
+    """Whether it is known now: not so a traced value, nor one of equinox's masks of booleans."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def dot(a: Array, b: Array) -> Array:
-    """The inner product of each example: two `[batch, *event]` to `[batch]`."""
-    return jnp.sum(a * b, axis=range(1, a.ndim))
-
-
-def square(a: Array) -> Array:
-    """The squared norm of each example: `[batch, *event]` to `[batch]`."""
-    return dot(a, a)
-
-
-def _check_order(name: str, **values) -> None:
-    """Raise unless the values increase and are positive; traced values pass, and equinox's masks of booleans."""
-    concrete = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    if any(v <= 0 for v in concrete.values()) or list(concrete.values()) != sorted(set(concrete.values())):
-        wanted = " < ".join(["0", *values])
-        raise ValueError(f"{name} needs {wanted}, got " + ", ".join(f"{k}={v}" for k, v in concrete.items()))
+def _check_order(name: str, *, equal: bool = False, **values) -> None:
+    """Raise unless the values are positive and increase, or with `equal` do not decrease; traced values pass."""
+    known = {k: v for k, v in values.items() if _is_number(v)}
+    ordered = sorted(known.values() if equal else set(known.values()))
+    if any(v <= 0 for v in known.values()) or list(known.values()) != ordered:
+        wanted = "0 < " + (" <= " if equal else " < ").join(values)
+        raise ValueError(f"{name} needs {wanted}, got " + ", ".join(f"{k}={v}" for k, v in known.items()))
 
 
 @jax.tree_util.register_dataclass
@@ -152,6 +130,19 @@ class _VariancePreserving(SDE):
         # 1 - exp(2 log alpha) loses every digit in float32 near t_min; expm1 keeps them.
         return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
 
+    def diffusion(self, t: ArrayLike) -> Array:
+        # Eq. 4 is g^2 = -2 f here, and so it has no factors 0 and infinity at t = 0.
+        return jnp.sqrt(-2 * _rate(self.log_alpha, t))
+
+
+class _Vanishing(SDE):
+    """alpha is zero at t = 1, where the coefficients are infinite."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if _is_number(self.t_max) and self.t_max >= 1:
+            raise ValueError(f"{type(self).__name__} needs t_max below 1, where no signal is left, got {self.t_max}")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +158,7 @@ class VP(_VariancePreserving):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_order(type(self).__name__, beta_min=self.beta_min, beta_max=self.beta_max)
+        _check_order(type(self).__name__, equal=True, beta_min=self.beta_min, beta_max=self.beta_max)
 
     def log_alpha(self, t: ArrayLike) -> Array:
         t = jnp.asarray(t)
@@ -184,6 +175,9 @@ class SubVP(VP):
 
     def log_sigma(self, t: ArrayLike) -> Array:
         return jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+    def diffusion(self, t: ArrayLike) -> Array:
+        return super().diffusion(t) * jnp.sqrt(-jnp.expm1(4 * self.log_alpha(t)))
 
 
 @jax.tree_util.register_dataclass
@@ -212,7 +206,7 @@ class VE(SDE):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cosine(_VariancePreserving):
+class Cosine(_Vanishing, _VariancePreserving):
     """Variance preserving with alpha_t ~ cos(pi/2 (t + s)/(1 + s)), one at t = 0 (Nichol & Dhariwal 2021, Eq. 17).
 
     alpha reaches zero at t = 1; the process ends a little before (Lu et al. 2022, Appendix B).
@@ -244,7 +238,7 @@ class EDM(SDE):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RectifiedFlow(SDE):
+class RectifiedFlow(_Vanishing):
     """Linear interpolation: alpha_t = 1 - t, sigma_t = t (Liu et al. 2023; Lipman et al. 2023, Eq. 23, time reversed).
 
     f = -1/(1 - t) and g^2 = 2 t/(1 - t) grow without bound at t = 1; the process ends a little before.
@@ -279,11 +273,22 @@ class DDPM(_VariancePreserving):
     chain the exact law of an SDE of piecewise constant f.
 
     Attributes:
-      betas: the table, `[N]`; by default the published one, 1,000 from 0.0001 to 0.02.
+      t_min: the time of the chain's first step, 1/N: to be given with a table whose N is not 1,000.
+      betas: the table, `[N]`, between 0 and 1; by default the published one, 1,000 from 0.0001 to 0.02.
+
+    Raises:
+      ValueError: if a beta is not between 0 and 1.
     """
 
     t_min: float = dataclasses.field(default=1e-3, kw_only=True)
     betas: ArrayLike = dataclasses.field(default_factory=lambda: np.linspace(1e-4, 0.02, 1000, dtype=np.float32))
+
+    def __post_init__(self):
+        super().__post_init__()
+        # Arrays stand for gradients and the like, too; beside a time that is a number they are a table.
+        known = isinstance(self.betas, np.ndarray | Array) and not isinstance(self.betas, jax.core.Tracer)
+        if _is_number(self.t_min) and known and not np.all((np.asarray(self.betas) > 0) & (np.asarray(self.betas) < 1)):
+            raise ValueError(f"{type(self).__name__} needs betas between 0 and 1, got {self.betas}")
 
     def log_alpha(self, t: ArrayLike) -> Array:
         table = jnp.concatenate([jnp.zeros(1), 0.5 * jnp.cumsum(jnp.log1p(-jnp.asarray(self.betas)))])

@@ -24,7 +24,6 @@ The noise scales of NCSNv2 are in `scales`.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -108,7 +107,7 @@ def draw_steps(key: Array, sde: DDPM, n: int) -> tuple[Array, Array]:
     """
     if not isinstance(sde, DDPM):
         raise ValueError(f"draw_steps is for the chain of DDPM, not for {type(sde).__name__}")
-    steps = len(np.asarray(sde.betas))
+    steps = jnp.shape(sde.betas)[0]
     return (1 + jax.random.randint(key, (n,), 0, steps)) / steps, jnp.ones(n)
 
 

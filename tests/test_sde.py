@@ -57,6 +57,20 @@ def test_coefficients_equal_closed_forms(any_sde):
     assert (jnp.diff(sde.log_snr(t)) < 0).all()
 
 
+def test_diffusion_at_the_data_is_finite():
+    """g(0)^2 = beta_min on VP, 2 on Ornstein-Uhlenbeck, -N log(1 - beta_1) on the chain, and 0 on SubVP."""
+    ends = [sj.VP(), sj.OrnsteinUhlenbeck(), sj.DDPM(), sj.SubVP()]
+    exact = [0.1, 2.0, -1000 * np.log1p(-1e-4), 0.0]
+    np.testing.assert_allclose([sde.diffusion(0.0) ** 2 for sde in ends], exact, rtol=2e-3)
+
+
+def test_a_constant_rate_is_an_ornstein_uhlenbeck_process():
+    """beta = 2 throughout."""
+    t, sde = jnp.linspace(0.01, 1, 5), sj.VP(beta_min=2.0, beta_max=2.0)
+    np.testing.assert_allclose(sde.alpha(t), jnp.exp(-t), rtol=1e-6)
+    np.testing.assert_allclose(sde.diffusion(t) ** 2, 2, rtol=1e-5)
+
+
 def test_chains_converge_to_their_processes():
     """DDPM's marginals tend to VP's, SMLD's steps to VE's diffusion, the error halving as the scales double."""
     t, vp, ve = np.linspace(0.1, 1.0, 10), sj.VP(), sj.VE()
@@ -120,6 +134,14 @@ def test_processes_are_pytrees():
     np.testing.assert_allclose(gradient.beta_max, -0.25 * 0.5**2, rtol=1e-6)
     many = jax.vmap(lambda b: sj.VP(beta_max=b).sigma(0.5))(jnp.array([10.0, 20.0]))
     np.testing.assert_allclose(many[1], sj.VP().sigma(0.5), rtol=1e-6)
+    # Of a table, too, whose gradient is no table of betas.
+    gradient = jax.device_get(jax.grad(lambda sde: sde.log_alpha(1.0))(sj.DDPM()))
+    np.testing.assert_allclose(gradient.betas, -0.5 / (1 - sj.DDPM().betas), rtol=1e-5)
+    tables = jnp.stack([0.5 * sj.DDPM().betas, sj.DDPM().betas])
+    many = jax.jit(jax.vmap(lambda b: sj.DDPM(betas=b).sigma(0.5)))(tables)
+    np.testing.assert_allclose(many[1], sj.DDPM().sigma(0.5), rtol=1e-6)
+    assert jax.tree.map(lambda v: True, sj.DDPM()).betas is True
+    assert jax.tree.map(lambda v: True, sj.RectifiedFlow()).t_max is True
 
 
 def test_a_new_process_is_two_lines():
@@ -140,8 +162,12 @@ def test_a_new_process_is_two_lines():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: sj.VP(beta_min=30.0), "beta_min < beta_max"),
+        (lambda: sj.VP(beta_min=30.0), "0 < beta_min <= beta_max"),
         (lambda: sj.VE(sigma_min=0.0), "0 < sigma_min"),
+        (lambda: sj.RectifiedFlow(t_max=1.0), "RectifiedFlow needs t_max below 1, .* got 1.0"),
+        (lambda: sj.Cosine(t_max=1.0), "Cosine needs t_max below 1"),
+        (lambda: sj.DDPM(betas=np.array([0.1, 1.5])), "betas between 0 and 1"),
+        (lambda: sj.DDPM(betas=jnp.array([0.0, 0.5])), "betas between 0 and 1"),
         (lambda: sj.SubVP(t_min=2.0), "t_min < t_max"),
         (lambda: sj.expand(jnp.ones(3), jnp.ones((2, 4))), "one value an example"),
         (lambda: sj.SDE().alpha(0.5), "must define log_alpha"),

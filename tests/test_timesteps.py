@@ -199,6 +199,16 @@ def test_draws_of_levels_are_uniform_over_the_ladder():
     assert (weight == 1).all()
 
 
+def test_draws_of_steps_are_uniform_over_the_chain():
+    """4,000 draws of 4 steps, the process an argument: within 4.5 standard errors, false alarms below 1e-4."""
+    draw = jax.jit(timesteps.draw_steps, static_argnums=2)
+    t, weight = draw(jax.random.key(0), sj.DDPM(betas=jnp.full(4, 0.1), t_min=0.25), 4000)
+    counts = np.bincount(np.asarray(4 * t).astype(int), minlength=5)
+    assert counts[0] == 0
+    assert np.all(np.abs(counts[1:] / 4000 - 0.25) < 4.5 * np.sqrt(0.25 * 0.75 / 4000))
+    assert (weight == 1).all()
+
+
 def test_ladder_ends_its_steps_at_geometric_levels():
     sde = VE(sigma_min=0.01, sigma_max=10.0)
     ts = timesteps.ladder(sde, 7)

@@ -1,0 +1,38 @@
+"""Arithmetic of batches, `[batch, *event]`: each example by itself."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+__all__ = ["dot", "expand", "square"]
+
+
+def expand(t: ArrayLike, x: Array) -> Array:
+    """Reshape a scalar or per-example value so that it broadcasts against a batch.
+
+    Args:
+      t: scalar or `[batch]`.
+      x: `[batch, *event]`.
+
+    Returns:
+      `t` as a scalar or as `[batch, 1, ...]` with the rank of `x`.
+
+    Raises:
+      ValueError: if `t` is neither a scalar nor one value an example.
+    """
+    t = jnp.asarray(t)
+    if t.ndim == 0:
+        return t
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t must be a scalar or have shape {x.shape[:1]}, one value an example, but has {t.shape}")
+    return t.reshape(t.shape + (1,) * (x.ndim - 1))
+
+
+def dot(a: Array, b: Array) -> Array:
+    """The inner product of each example: two `[batch, *event]` to `[batch]`."""
+    return jnp.sum(a * b, axis=range(1, a.ndim))
+
+
+def square(a: Array) -> Array:
+    """The squared norm of each example: `[batch, *event]` to `[batch]`."""
+    return dot(a, a)
