@@ -142,22 +142,38 @@ def _by_cholesky(covariances: Array) -> Solve:
 def _by_eigenvectors(covariances: Array) -> Solve:
     """For every alpha and sigma: differentiable in them and in r to any order, once in the covariances."""
     values, vectors = jnp.linalg.eigh(covariances)
-    symmetric = 0.5 * (covariances + jnp.swapaxes(covariances, -1, -2))
+    basis = jax.lax.stop_gradient((values, vectors))
 
     def solve(r: Array, alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
-        variance = alpha**2 * values.reshape((1,) * (r.ndim - 2) + values.shape) + sigma**2
-
-        def product(v: Array) -> Array:
-            return alpha**2 * jnp.einsum("kde,...ke->...kd", symmetric, v) + sigma**2 * v
-
-        def divide(_, r: Array) -> Array:
-            along = jnp.einsum("kde,...kd->...ke", vectors, r)
-            return jnp.einsum("kde,...ke->...kd", vectors, along / variance)
-
-        solution = jax.lax.custom_linear_solve(product, r, divide, symmetric=True)
-        return solution, jnp.sum(jnp.log(variance), axis=-1)
+        log_det = jnp.sum(jnp.log(_variance(values, r, alpha, sigma)), axis=-1)
+        return _divide(covariances, basis, r, alpha, sigma), log_det
 
     return solve
+
+
+def _variance(values: Array, r: Array, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """The eigenvalues of alpha^2 C_k + sigma^2 I, from those of C_k."""
+    return alpha**2 * values.reshape((1,) * (r.ndim - 2) + values.shape) + sigma**2
+
+
+@jax.custom_jvp
+def _divide(covariances: Array, basis: tuple[Array, Array], r: Array, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """(alpha^2 C_k + sigma^2 I)^-1 r, by the eigenvalues and eigenvectors of C_k."""
+    along = jnp.einsum("kde,...kd->...ke", basis[1], r) / _variance(basis[0], r, alpha, sigma)
+    return jnp.einsum("kde,...ke->...kd", basis[1], along)
+
+
+@_divide.defjvp
+def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """With M z = r:  M dz = dr - dM z."""
+    covariances, basis, _, alpha, sigma = primals
+    z = _divide(*primals)
+
+    def residual(covariances: Array, basis: tuple, r: Array, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+        symmetric = 0.5 * (covariances + jnp.swapaxes(covariances, -1, -2))
+        return r - alpha**2 * jnp.einsum("kde,...ke->...kd", symmetric, z) - sigma**2 * z
+
+    return z, _divide(covariances, basis, jax.jvp(residual, primals, tangents)[1], alpha, sigma)
 
 
 def _components(
