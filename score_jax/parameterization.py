@@ -15,9 +15,14 @@ determines eps on any process, not only where alpha^2 + sigma^2 = 1:
 
     eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2).                      (4)
 
-Its derivative is the posterior covariance (second-order Tweedie, with J = d score / d x_t):
+The derivative of (3) is the posterior covariance (second-order Tweedie, with J = d score / d x_t):
 
     Cov[x_0 | x_t] = sigma^2/alpha dE[x_0 | x_t]/dx_t = sigma^2/alpha^2 (I + sigma^2 J).       (5)
+
+Flow matching predicts the mean velocity of the paths x_t = alpha x_0 + sigma eps through a point, which is the drift of
+the probability flow (Lipman et al. 2023, Theorem 1; Liu et al. 2023; `sde`, Eq. 6):
+
+    u(x_t, t) = E[alpha' x_0 + sigma' eps | x_t] = f x_t - g^2/2 score(x_t, t).     (6)
 
 Each adapter takes `net(x, t)` and returns a `ScoreFn`, whose t is a scalar (samplers) or `[batch]` (losses); the net
 always has t as `[batch]`.
@@ -36,6 +41,7 @@ from score_jax.sde import SDE, ScoreFn, expand
 __all__ = [
     "from_denoiser",
     "from_energy",
+    "from_flow",
     "from_noise",
     "from_score",
     "from_velocity",
@@ -72,11 +78,27 @@ def from_denoiser(sde: SDE, net: Net) -> ScoreFn:
 
 
 def from_velocity(sde: SDE, net: Net) -> ScoreFn:
-    """The score of a network that predicts v = alpha eps - sigma x_0 (Eq. 4)."""
+    """The score of a network that predicts v = alpha eps - sigma x_0 (Eq. 4); flow matching's u is `from_flow`'s."""
 
     def score_fn(x: Array, t: Array) -> Array:
         alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
         return -(x + alpha / sigma * net(x, _each(t, x))) / (alpha**2 + sigma**2)
+
+    return score_fn
+
+
+def from_flow(sde: SDE, net: Net) -> ScoreFn:
+    """The score of a network that predicts u = E[dx_t/dt | x_t], as flow matching does (Eq. 6).
+
+    On `RectifiedFlow` u is E[eps - x_0 | x_t].  Time runs from data to noise: a network whose time s runs from noise to
+    data is `lambda x, t: -net(x, 1 - t)`.  Salimans & Ho's v is `from_velocity`'s.
+
+    Training needs no loss of its own: `denoising_score_matching` is a regression of u, the published one,
+    1/2 |u - alpha' x_0 - sigma' eps|^2, with `weight=lambda sde, t: sde.diffusion(t) ** 4 / 4`.
+    """
+
+    def score_fn(x: Array, t: Array) -> Array:
+        return (sde.drift(x, t) - net(x, _each(t, x))) / expand(0.5 * sde.diffusion(t) ** 2, x)
 
     return score_fn
 

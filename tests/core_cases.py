@@ -73,7 +73,8 @@ CASES = {
         "sample_prior": lambda key, x: sj.sample_prior(key, SDE, x.shape),
     },
     "parameterization": {
-        **{n: adapted(n) for n in ("from_denoiser", "from_noise", "from_score", "from_velocity", "preconditioned")},
+        **{n: adapted(n) for n in ("from_denoiser", "from_flow", "from_noise", "from_score", "from_velocity")},
+        "preconditioned": adapted("preconditioned"),
         "from_energy": lambda key, x: sj.from_energy(energy)(x),
         "tweedie": lambda key, x: sj.tweedie(SDE, SCORE, x, T),
         "tweedie_covariance": lambda key, x: sj.tweedie_covariance(SDE, SCORE, x, T, x[::-1]),

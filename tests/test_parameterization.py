@@ -21,11 +21,12 @@ def posterior_mean(mixture, sde, x, t):
 
 
 def targets(mixture, sde, x, t):
-    """The exact x_0, noise and velocity predictions."""
+    """The exact predictions of x_0, the noise, the velocity and the flow, `alpha' x_0 + sigma' eps` in the mean."""
     x0 = jax.vmap(lambda x, t: posterior_mean(mixture, sde, x, t))(x, t)
     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
     eps = (x - alpha * x0) / sigma
-    return x0, eps, alpha * eps - sigma * x0
+    rates = [jax.vmap(jax.grad(scale))(t)[:, None] for scale in (sde.alpha, sde.sigma)]
+    return x0, eps, alpha * eps - sigma * x0, rates[0] * x0 + rates[1] * eps
 
 
 @pytest.fixture
@@ -35,11 +36,26 @@ def points(sde, mixture):
     return sj.perturb(sde, x0, jax.random.normal(jax.random.key(1), x0.shape), t), t
 
 
-@pytest.mark.parametrize(("adapter", "which"), [(sj.from_denoiser, 0), (sj.from_noise, 1), (sj.from_velocity, 2)])
+PREDICTIONS = [sj.from_denoiser, sj.from_noise, sj.from_velocity, sj.from_flow]
+
+
+@pytest.mark.parametrize(("which", "adapter"), enumerate(PREDICTIONS))
 def test_exact_predictions_give_the_exact_score(sde, mixture, points, adapter, which):
     score_fn = adapter(sde, lambda x, t: targets(mixture, sde, x, t)[which])
     exact = mixture.score_fn(sde)(*points)
     np.testing.assert_allclose(score_fn(*points), exact, rtol=2e-3, atol=2e-3)
+
+
+def test_flow_matching_is_the_regression_of_the_path_s_velocity(any_sde):
+    """Example by example, on every process: on RectifiedFlow the target is eps - x_0."""
+    key, t, x0 = jax.random.key(0), jnp.array([0.2, 0.5, 0.8]), jnp.arange(6.0).reshape(3, 2)
+    sde, eps = any_sde, jax.random.normal(key, x0.shape)
+    rates = [jax.vmap(jax.grad(scale))(t)[:, None] for scale in (sde.alpha, sde.sigma)]
+    target = eps - x0 if isinstance(sde, sj.RectifiedFlow) else rates[0] * x0 + rates[1] * eps
+    score_fn = sj.from_flow(sde, lambda x, t: 0.3 * x)
+    loss = sj.denoising_score_matching(key, sde, score_fn, x0, t, weight=lambda sde, t: sde.diffusion(t) ** 4 / 4)
+    exact = 0.5 * jnp.sum((0.3 * sj.perturb(sde, x0, eps, t) - target) ** 2, axis=1)
+    np.testing.assert_allclose(loss, exact, rtol=2e-3)
 
 
 def test_preconditioning_inverts_to_the_exact_score(sde, mixture, points):
@@ -61,7 +77,7 @@ def test_preconditioning_inverts_to_the_exact_score(sde, mixture, points):
     np.testing.assert_allclose(seen["inputs"], expected, rtol=1e-4)
 
 
-ADAPTERS = [sj.from_noise, sj.from_score, sj.from_denoiser, sj.from_velocity, sj.preconditioned]
+ADAPTERS = [sj.from_noise, sj.from_score, sj.from_denoiser, sj.from_velocity, sj.from_flow, sj.preconditioned]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
