@@ -246,6 +246,8 @@ def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
         draw = functools.partial(draw, num_levels=config.num_levels)
     objective = lookup.find(losses, config.training.objective, "config.training.objective", takes="key, sde")
     weight = lookup.find(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
+    if weight is losses.edm_weighting:
+        weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
     if is_classifier(config) != isinstance(network, networks.Classifier):
         raise UserError(
             f"config.training.objective: {config.training.objective!r} does not train a {config.network.name}: "

@@ -48,6 +48,7 @@ from score_jax.sde import SDE, ScoreFn, dot, expand, perturb, square
 __all__ = [
     "cross_entropy",
     "denoising_score_matching",
+    "edm_weighting",
     "exact_score_matching",
     "finite_difference_score_matching",
     "likelihood_weighting",
@@ -199,6 +200,16 @@ def variance_weighting(sde: SDE, t: ArrayLike) -> Array:
 def likelihood_weighting(sde: SDE, t: ArrayLike) -> Array:
     """w(t) = g(t)^2: the objective bounds the negative log-likelihood."""
     return sde.diffusion(t) ** 2
+
+
+def edm_weighting(sde: SDE, t: ArrayLike, *, sigma_data: float = 0.5) -> Array:
+    """EDM's weighting of the posterior mean D: the loss (Eq. 4) is  lambda/2 |D - x_0|^2  (Karras et al. 2022, Table 1).
+
+    With the noise level s = sigma/alpha,  lambda = (s^2 + sigma_data^2) / (s sigma_data)^2:  a preconditioned network
+    that is zero, as it begins, has the same loss at every level, 1/2 a dimension of data of that standard deviation.
+    """
+    # The score is (alpha D - x) / sigma^2, hence w = lambda sigma^2 s^2.
+    return sde.sigma(t) ** 2 * (1 + jnp.exp(-sde.log_snr(t)) / sigma_data**2)
 
 
 def denoising_score_matching(

@@ -35,6 +35,7 @@ __all__ = [
     "curvature",
     "draw_importance",
     "draw_levels",
+    "draw_lognormal",
     "draw_steps",
     "draw_stratified",
     "draw_uniform",
@@ -94,6 +95,17 @@ def draw_levels(key: Array, sde: SDE, n: int, *, num_levels: int) -> tuple[Array
     _check_levels(num_levels)
     level = jax.random.randint(key, (n,), 0, num_levels)
     return jnp.maximum(sde.t_max * (1 - level / (num_levels - 1)), sde.t_min), jnp.ones(n)
+
+
+def draw_lognormal(key: Array, sde: SDE, n: int, *, mean: float = -1.2, std: float = 1.2) -> tuple[Array, Array]:
+    """Independent draws of noise levels, log(sigma/alpha) ~ N(mean, std^2), as EDM trains (Karras et al. 2022, Table 1).
+
+    Levels outside the process's range are moved to its ends.  With `losses.edm_weighting` it is EDM's objective.
+
+    Returns:
+      `(t [n], weight [n])`, the weight being one: the law is a part of the objective.
+    """
+    return time_of_log_snr(sde, -2 * (mean + std * jax.random.normal(key, (n,)))), jnp.ones(n)
 
 
 def draw_steps(key: Array, sde: DDPM, n: int) -> tuple[Array, Array]:

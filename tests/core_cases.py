@@ -87,6 +87,7 @@ CASES = {
     "losses": {
         "cross_entropy": lambda key, x: losses.cross_entropy(key, SDE, likelihood_of_class, x, T),
         "denoising_score_matching": lambda key, x: sj.denoising_score_matching(key, SDE, SCORE, x, T),
+        "edm_weighting": lambda key, x: losses.edm_weighting(SDE, T + 0 * x[:, 0]),
         "exact_score_matching": lambda key, x: sj.exact_score_matching(fn, x),
         "finite_difference_score_matching": lambda key, x: sj.finite_difference_score_matching(key, fn, x),
         "likelihood_weighting": lambda key, x: losses.likelihood_weighting(SDE, T + 0 * x[:, 0]),
@@ -100,6 +101,7 @@ CASES = {
         "curvature": lambda key, x: timesteps.curvature(SDE, SCORE, x, 4, num_points=10),
         "draw_importance": lambda key, x: timesteps.draw_importance(key, SDE, len(x)),
         "draw_levels": lambda key, x: timesteps.draw_levels(key, SDE, len(x), num_levels=10),
+        "draw_lognormal": lambda key, x: timesteps.draw_lognormal(key, SDE, len(x)),
         "draw_steps": lambda key, x: timesteps.draw_steps(key, sj.DDPM(), len(x)),
         "draw_stratified": lambda key, x: timesteps.draw_stratified(key, SDE, len(x)),
         "draw_uniform": lambda key, x: timesteps.draw_uniform(key, SDE, len(x)),

@@ -213,6 +213,17 @@ def test_every_config_builds(name):
     assert out.shape == x.shape
 
 
+def test_edm_begins_with_a_loss_of_one():
+    """On data of the config's sigma_data, a dimension's 65,536 terms have variance 2: 4.5 standard errors."""
+    config = tiny("edm_digits")
+    sde, network = experiment.make_sde(config), experiment.make_network(config)
+    x = config.parameterization.sigma_data * jax.random.normal(jax.random.key(0), (1024, 8, 8, 1))
+    params = network.init(jax.random.key(1), x[:1], np.ones(1))
+    batch = {"x": x, "y": np.zeros(1024, np.int32)}
+    loss = jax.jit(build.make_loss(config, sde, network))(params, jax.random.key(2), batch)
+    assert abs(float(loss) - 1) < 4.5 * np.sqrt(2 / x.size)
+
+
 def test_noise_levels_and_step_size_come_from_the_data(tmp_path, capsys):
     """NCSNv2's techniques, by the numbers that the workdir holds before any training."""
     config = get_config("ncsnv2_digits")

@@ -43,6 +43,33 @@ def test_variance_weighting_is_the_regression_of_noise():
     assert abs(float(loss.mean()) - 3) < 4 * np.sqrt(3 / N)
 
 
+def test_edm_weighting_is_that_of_the_posterior_mean(any_sde):
+    """lambda/2 |D - x_0|^2 with D = 0.3 x_t, example by example."""
+    sde, key, t, x0 = any_sde, jax.random.key(0), jnp.array([0.1, 0.5, 0.9]), jnp.arange(6.0).reshape(3, 2)
+    score_fn = sj.from_denoiser(sde, lambda x, t: 0.3 * x)
+
+    def weight(sde, t):
+        return sj.edm_weighting(sde, t, sigma_data=0.7)
+
+    loss = sj.denoising_score_matching(key, sde, score_fn, x0, t, weight=weight)
+    s = sde.sigma(t) / sde.alpha(t)
+    d = 0.3 * sj.perturb(sde, x0, jax.random.normal(key, x0.shape), t)
+    exact = (s**2 + 0.49) / (0.7 * s) ** 2 * jnp.sum((d - x0) ** 2, axis=1) / 2
+    np.testing.assert_allclose(loss, exact, rtol=2e-3)
+
+
+def test_edm_begins_with_the_same_loss_at_every_level():
+    """A network that is zero: |D - x_0|^2 is c_out^2 a dimension, and the loss, of 2 dimensions, 1 with variance 1.
+
+    40,000 draws at each of 4 levels: 4.5 standard errors, false alarms below 1e-4.
+    """
+    x0 = 0.5 * jax.random.normal(jax.random.key(0), (N, 2))
+    score_fn = sj.preconditioned(sj.EDM(), lambda x, cond: jnp.zeros_like(x))
+    for t in (0.01, 0.3, 2.0, 80.0):
+        loss = sj.denoising_score_matching(jax.random.key(1), sj.EDM(), score_fn, x0, t, weight=sj.edm_weighting)
+        assert abs(loss.mean() - 1) < 4.5 / np.sqrt(N)
+
+
 def test_likelihood_weighting_is_g_squared(sde):
     x0, t = jnp.ones((4, 2)), jnp.full(4, 0.5)
     losses = [

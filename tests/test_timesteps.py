@@ -199,6 +199,21 @@ def test_draws_of_levels_are_uniform_over_the_ladder():
     assert (weight == 1).all()
 
 
+def test_lognormal_draws_have_the_law_of_edm(sde):
+    """4,000 levels inside the range: mean and standard deviation within 4.5 standard errors, false alarms below 1e-4."""
+    n = 4000
+    t, weight = jax.jit(lambda k: timesteps.draw_lognormal(k, sde, n, mean=-0.5, std=0.3))(jax.random.key(0))
+    level = np.asarray(-0.5 * sde.log_snr(t))
+    assert abs(level.mean() + 0.5) < 4.5 * 0.3 / np.sqrt(n)
+    assert abs(level.std() - 0.3) < 4.5 * 0.3 / np.sqrt(2 * n)
+    assert (weight == 1).all()
+    # By default the published law, of whose levels 0.5 has the quantile (log 0.5 + 1.2) / 1.2; beyond the ends none is.
+    share = np.mean(np.asarray(timesteps.draw_lognormal(jax.random.key(1), sj.EDM(), n)[0]) < 0.5)
+    assert abs(share - 0.6636) < 4.5 * np.sqrt(0.6636 * 0.3364 / n)
+    ends = timesteps.draw_lognormal(jax.random.key(2), sj.EDM(), 64, std=100.0)[0]
+    np.testing.assert_allclose([ends.min(), ends.max()], [0.002, 80], rtol=1e-6)
+
+
 def test_draws_of_steps_are_uniform_over_the_chain():
     """4,000 draws of 4 steps, the process an argument: within 4.5 standard errors, false alarms below 1e-4."""
     draw = jax.jit(timesteps.draw_steps, static_argnums=2)
