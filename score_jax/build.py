@@ -206,13 +206,14 @@ def make_guided_score_fn(
 
 def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sampler:
     """The sampler of `config.sampling.sampler`, followed by that of `config.sampling.corrector`, if it has a name."""
+    step_size = _step_size(config, sde) if config.sampling.step_size else 0
 
     def build(chosen: ConfigDict, field: str) -> samplers.Sampler:
         fn = lookup.find(samplers, chosen.name, field, takes="sde, score_fn")
         fields = lookup.fields(chosen)
-        if config.sampling.step_size and fn is samplers.annealed_langevin_corrector:
+        if step_size and fn is samplers.annealed_langevin_corrector:
             # The published step size, at the smallest level, is 2 snr^2 sigma^2.
-            fields["snr"] = jnp.sqrt(_step_size(config, sde) / 2) / sde.sigma(sde.t_min)
+            fields["snr"] = jnp.sqrt(step_size / 2) / sde.sigma(sde.t_min)
         return lookup.call(fn, sde, score_fn, field=field, **fields)
 
     predictor = build(config.sampling.sampler, "config.sampling.sampler")
@@ -223,12 +224,23 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
 
 def _step_size(config: ConfigDict, sde: SDE) -> float:
     """Of annealed Langevin at the smallest level, in the published notation; 'auto' by NCSNv2's Technique 4."""
-    if config.sampling.step_size != "auto":
-        return config.sampling.step_size
+    sampling, langevin = config.sampling, samplers.annealed_langevin_corrector.__name__
+    chosen = {c.name: c for c in (sampling.corrector, sampling.sampler)}
+    if langevin not in chosen:
+        raise UserError(
+            f"config.sampling.step_size: only {langevin!r} has one, not {sampling.sampler.name!r}: set it to 0"
+        )
+    if sampling.step_size != "auto":
+        return sampling.step_size
+    if sampling.num_steps < 2 or "num_steps" not in chosen[langevin]:
+        raise UserError(
+            "config.sampling.step_size: 'auto' needs config.sampling.num_steps >= 2 and the num_steps of "
+            f"{langevin!r}, 5 say"
+        )
     with jax.ensure_compile_time_eval():
         first, last = float(sde.sigma(sde.t_max)), float(sde.sigma(sde.t_min))
-    ratio = (first / last) ** (1 / (config.sampling.num_steps - 1))
-    return timesteps.langevin_step_size(last, ratio, config.sampling.sampler.num_steps) / 2
+    ratio = (first / last) ** (1 / (sampling.num_steps - 1))
+    return timesteps.langevin_step_size(last, ratio, chosen[langevin].num_steps) / 2
 
 
 def make_grid(config: ConfigDict, sde: SDE, score_fn: ScoreFn, x: Array) -> Array:

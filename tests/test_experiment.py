@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.spatial.distance import pdist
 from test_data import write_cifar, write_images
@@ -251,6 +252,23 @@ def test_noise_levels_and_step_size_come_from_the_data(tmp_path, capsys):
     assert f"step_size: {chosen['sampling']['step_size']:.4g}" in printed
     assert chosen["network"]["sigma_max"] == chosen["sde"]["sigma_max"]
     assert config.sde.sigma_max == config.sampling.step_size == "auto"  # The caller's config is left alone.
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (dict(step_size="auto", num_steps=1), "'auto' needs config.sampling.num_steps >= 2"),
+        (dict(step_size="auto", sampler=dict(name="annealed_langevin_corrector")), "'auto' needs .* the num_steps of"),
+        (dict(step_size="auto", sampler=dict(name="ddim")), "only 'annealed_langevin_corrector' has one, not 'ddim'"),
+        (dict(step_size=1e-3, sampler=dict(name="ddim")), "only 'annealed_langevin_corrector' has one, not 'ddim'"),
+    ],
+)
+def test_a_step_size_needs_what_it_belongs_to(sampling, words):
+    config = get_config("ncsn_digits")
+    for name, value in sampling.items():
+        config.sampling[name] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=rf"^config\.sampling\.step_size: {words}[^\n]*$"):
+        experiment.make_sampler(config, experiment.make_sde(config), lambda x, t: -x)
 
 
 def test_step_size_has_the_published_meaning():
