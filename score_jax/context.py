@@ -118,7 +118,7 @@ class Run:
             self.classes, self.classifier = self.load_classifier()
         score_fn = make_guided_score_fn(config, sde, self.network, None, jnp.zeros(1, jnp.int32), self.classifier)
         make_sampler(config, sde, score_fn)
-        example = jnp.zeros((1, *self.dataset.shape))
+        example = jnp.zeros((2, *self.dataset.shape))
         jax.eval_shape(lambda: make_grid(config, sde, lambda x, t: x, example))
 
     def load_classifier(self) -> tuple[int, jax.tree_util.Partial]:

@@ -98,7 +98,7 @@ def draw_levels(key: Array, sde: SDE, n: int, *, num_levels: int) -> tuple[Array
 
 
 def draw_lognormal(key: Array, sde: SDE, n: int, *, mean: float = -1.2, std: float = 1.2) -> tuple[Array, Array]:
-    """Independent draws of noise levels, log(sigma/alpha) ~ N(mean, std^2), as EDM trains (Karras et al. 2022, Table 1).
+    """Independent noise levels, log(sigma/alpha) ~ N(mean, std^2), as EDM trains (Karras et al. 2022, Table 1).
 
     Levels outside the process's range are moved to its ends.  With `losses.edm_weighting` it is EDM's objective.
 
@@ -210,14 +210,16 @@ def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, 
     Args:
       sde: the process.
       score_fn: `score_fn(x, t)`; it is evaluated `num_points` times on x.
-      x: where some paths start at t_max, `[batch, *event]`; a few images do.
+      x: where some paths start at t_max, at least 2, `[batch, *event]`; a few images do.
       n: steps.
       order: k, of the solver.
       num_points: DDIM steps along the paths.
 
     Raises:
-      ValueError: for an order below 1, or fewer points than twice the order.
+      ValueError: for an order below 1, fewer points than twice the order, or fewer than 2 paths.
     """
+    if len(x) < 2:
+        raise ValueError(f"curvature needs at least 2 paths, whose spread is its unit, got {len(x)}")
     if order < 1 or num_points < 2 * order:
         raise ValueError(f"curvature needs order >= 1 and num_points >= 2 order, got {order} and {num_points}")
     ts = log_snr(sde, num_points)

@@ -58,6 +58,8 @@ def test_curvature_of_standard_normal_data():
     # Where no path curves the points are equally spaced.
     straight = timesteps.curvature(sde, lambda x, t: jnp.zeros_like(x), x, 8, num_points=400)
     np.testing.assert_allclose(straight, timesteps.log_snr(sde, 8), atol=1e-3)
+    with pytest.raises(ValueError, match=r"at least 2 paths, .* got 1"):
+        timesteps.curvature(sde, score_fn, x[:1], 8)
 
 
 def test_a_learned_grid_is_better_than_those_that_know_nothing(mixture):
@@ -92,7 +94,7 @@ def test_time_of_log_snr_has_the_derivative_of_the_inverse(any_sde):
 
 
 def test_time_of_log_snr_has_the_derivatives_of_closed_forms():
-    """VP's time solves a quadratic equation, log alpha^2 = log sigmoid(lambda); EDM's is exp(-lambda/2), to any order."""
+    """VP's time solves a quadratic equation, log alpha^2 = log sigmoid(lambda); EDM's is exp(-lambda/2)."""
 
     def closed_form(ends, value):
         slope, target = ends[1] - ends[0], -jax.nn.log_sigmoid(value)
@@ -200,7 +202,7 @@ def test_draws_of_levels_are_uniform_over_the_ladder():
 
 
 def test_lognormal_draws_have_the_law_of_edm(sde):
-    """4,000 levels inside the range: mean and standard deviation within 4.5 standard errors, false alarms below 1e-4."""
+    """4,000 levels in the range: mean and standard deviation within 4.5 standard errors, false alarms below 1e-4."""
     n = 4000
     t, weight = jax.jit(lambda k: timesteps.draw_lognormal(k, sde, n, mean=-0.5, std=0.3))(jax.random.key(0))
     level = np.asarray(-0.5 * sde.log_snr(t))
