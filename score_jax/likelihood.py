@@ -259,7 +259,8 @@ def chain_elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, ts: Array) -> 
       sde: the process.
       score_fn: `score_fn(x, t)`, t a scalar.
       x: data, `[batch, *event]`.
-      ts: the chain's times, `[n + 1]`, decreasing; `timesteps.uniform(sde, 1000)` on `DDPM` for the published chain.
+      ts: the chain's times, `[n + 1]`, decreasing; for the published chain of `DDPM`, whose times are 1 ... 1/1000 and
+        whose step to the data is the closed form at t_min, `timesteps.uniform(sde, 999)`.
 
     Returns:
       `[batch]`, of one draw of noise for each step.

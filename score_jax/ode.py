@@ -203,5 +203,5 @@ def _check_done(done: Array, t: Array, num_steps: Array, max_steps: int) -> None
 
 def _worst(error: Any) -> Array:
     """The largest error of an example, root mean square over its dimensions, in any part of the state."""
-    parts = [jnp.sqrt(jnp.mean(e.reshape(len(e), -1) ** 2, axis=1)) for e in jax.tree.leaves(error)]
-    return jnp.max(jnp.stack(parts))
+    parts = [jnp.sqrt(jnp.mean(e**2, axis=range(1, e.ndim))) for e in jax.tree.leaves(error)]
+    return jnp.max(jnp.stack(parts), initial=0.0)  # Of an empty batch there is no error.

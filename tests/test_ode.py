@@ -118,6 +118,11 @@ def test_stopping_early_is_an_error_that_says_where_and_nan_under_jit():
         encode(x, max_steps=3)
 
 
+def test_an_empty_batch_stays_empty(x):
+    assert sj.ode_sample(sj.VP(), lambda x, t: -x, x[:0]).shape == (0, 3)
+    assert sj.log_prob(jax.random.key(0), sj.VP(), lambda x, t: -x, x[:0]).log_prob.shape == (0,)
+
+
 def test_bad_input(x):
     for name in ("rtol", "atol"):
         with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
