@@ -19,6 +19,7 @@ gain  K_k = C_k A^T S_k^-1,
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +152,7 @@ def _by_eigenvectors(covariances: Array) -> Solve:
     return solve
 
 
-def _variance(values: Array, r: Array, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+def _variance(values: Array, r: Array, alpha: Any, sigma: Any) -> Array:
     """The eigenvalues of alpha^2 C_k + sigma^2 I, from those of C_k."""
     return alpha**2 * values.reshape((1,) * (r.ndim - 2) + values.shape) + sigma**2
 

@@ -203,7 +203,7 @@ def likelihood_weighting(sde: SDE, t: ArrayLike) -> Array:
 
 
 def edm_weighting(sde: SDE, t: ArrayLike, *, sigma_data: float = 0.5) -> Array:
-    """EDM's weighting of the posterior mean D: the loss (Eq. 4) is  lambda/2 |D - x_0|^2  (Karras et al. 2022, Table 1).
+    """EDM's weighting of the posterior mean D: the loss (Eq. 4) is  lambda/2 |D - x_0|^2 (Karras et al. 2022, Table 1).
 
     With the noise level s = sigma/alpha,  lambda = (s^2 + sigma_data^2) / (s sigma_data)^2:  a preconditioned network
     that is zero, as it begins, has the same loss at every level, 1/2 a dimension of data of that standard deviation.

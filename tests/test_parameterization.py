@@ -82,7 +82,7 @@ ADAPTERS = [sj.from_noise, sj.from_score, sj.from_denoiser, sj.from_velocity, sj
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_network_has_one_time_an_example_whatever_calls_it(adapter):
-    """Losses draw a time for each example, samplers and Tweedie's formula have one for all: networks see no difference."""
+    """Losses draw a time for each example, samplers have one for all: a network sees no difference."""
     sde, network, x = sj.VP(), MLP(features=8, num_blocks=1), jnp.linspace(-1, 1, 6).reshape(3, 2)
     params = network.init(jax.random.key(0), x, jnp.ones(3))
     # The last layer starts at zero, and a network that is zero has no time to mistake.
