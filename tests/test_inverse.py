@@ -185,7 +185,7 @@ def particles(mixture):
         centred = found.x - mean[None]
         return mean, jnp.einsum("n,nd,ne->de", weights, centred, centred), found.log_evidence
 
-    keys = jax.random.split(jax.random.key(0), 16)
+    keys = jax.random.split(jax.random.key(2), 16)
     return {n: jax.jit(jax.vmap(lambda k, n=n: run(k, n)))(keys) for n in (32, 1024)}
 
 
