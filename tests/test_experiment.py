@@ -298,7 +298,7 @@ def test_a_diverging_sampler_says_where(trained):
 
 MISTAKES = {
     "sde.name=VPP": "config.sde: unknown name 'VPP'; did you mean 'VP'",
-    "sde.beta_min=30.0": "0 < beta_min < beta_max",
+    "sde.beta_min=30.0": "0 < beta_min <= beta_max",
     "sampling.sampler.name=huen": "did you mean 'heun'",
     "sampling.sampler.name=chain": "unknown name 'chain'",
     "sampling.grid=karas": "did you mean 'karras'",
