@@ -94,6 +94,8 @@ def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
                 for name in lookup.fields(node).keys() - inspect.signature(fn).parameters.keys():
                     if f"{part}.{name}" not in given:
                         del node[name]
+    if "sampling.sampler.name" in given and "sampling.step_size" not in given and not _langevin(config):
+        config.sampling.step_size = 0.0
     return config
 
 
@@ -132,8 +134,7 @@ def make_net(
     condition = lookup.choose(CONDITIONINGS, config.conditioning, "config.conditioning")
 
     def net(x: Array, t: Array) -> Array:
-        cond = jnp.broadcast_to(condition(config, sde, t), x.shape[:1])
-        return cast(Array, network.apply(params, x, cond, y, **apply))
+        return cast(Array, network.apply(params, x, condition(config, sde, t), y, **apply))
 
     return net
 
@@ -224,23 +225,29 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
 
 def _step_size(config: ConfigDict, sde: SDE) -> float:
     """Of annealed Langevin at the smallest level, in the published notation; 'auto' by NCSNv2's Technique 4."""
-    sampling, langevin = config.sampling, samplers.annealed_langevin_corrector.__name__
-    chosen = {c.name: c for c in (sampling.corrector, sampling.sampler)}
-    if langevin not in chosen:
+    sampling, langevin = config.sampling, _langevin(config)
+    if not langevin:
         raise UserError(
-            f"config.sampling.step_size: only {langevin!r} has one, not {sampling.sampler.name!r}: set it to 0"
+            "config.sampling.step_size: only 'annealed_langevin_corrector' has one, "
+            f"not {sampling.sampler.name!r}: set it to 0"
         )
     if sampling.step_size != "auto":
         return sampling.step_size
-    if sampling.num_steps < 2 or "num_steps" not in chosen[langevin]:
+    if sampling.num_steps < 2 or "num_steps" not in langevin:
         raise UserError(
             "config.sampling.step_size: 'auto' needs config.sampling.num_steps >= 2 and the num_steps of "
-            f"{langevin!r}, 5 say"
+            f"{langevin.name!r}, 5 say"
         )
     with jax.ensure_compile_time_eval():
         first, last = float(sde.sigma(sde.t_max)), float(sde.sigma(sde.t_min))
     ratio = (first / last) ** (1 / (sampling.num_steps - 1))
-    return timesteps.langevin_step_size(last, ratio, chosen[langevin].num_steps) / 2
+    return timesteps.langevin_step_size(last, ratio, langevin.num_steps) / 2
+
+
+def _langevin(config: ConfigDict) -> ConfigDict | None:
+    """The sampler or corrector of the config that `sampling.step_size` is for, if there is one."""
+    name = samplers.annealed_langevin_corrector.__name__
+    return next((c for c in (config.sampling.sampler, config.sampling.corrector) if c.name == name), None)
 
 
 def make_grid(config: ConfigDict, sde: SDE, score_fn: ScoreFn, x: Array) -> Array:
@@ -313,8 +320,7 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         unit = (2 if config.data.centered else 1) / 255 if x.dtype == np.uint8 else 1  # See `data.to_float`.
         config.sde.sigma_max = unit * timesteps.largest_distance(x)
         print(f"sigma_max: {config.sde.sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
-    names = config.sampling.sampler.name, config.sampling.corrector.name
-    if config.sampling.step_size == "auto" and samplers.annealed_langevin_corrector.__name__ in names:
+    if config.sampling.step_size == "auto":
         sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
         config.sampling.step_size = _step_size(config, sde)
         print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels")

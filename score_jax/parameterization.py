@@ -24,8 +24,8 @@ the probability flow (Lipman et al. 2023, Theorem 1; Liu et al. 2023; `sde`, Eq.
 
     u(x_t, t) = E[alpha' x_0 + sigma' eps | x_t] = f x_t - g^2/2 score(x_t, t).     (6)
 
-Each adapter takes `net(x, t)` and returns a `ScoreFn`, whose t is a scalar (samplers) or `[batch]` (losses); the net
-always has t as `[batch]`.
+Each adapter takes `net(x, t)` and returns a `ScoreFn`; the net has t as the score has it, a scalar from samplers and
+`[batch]` from losses, and the networks of `networks` take both.
 """
 
 from collections.abc import Callable
@@ -53,26 +53,21 @@ __all__ = [
 Net = Callable[[Array, Array], Array]
 
 
-def _each(t: ArrayLike, x: Array) -> Array:
-    """The time of each example, `[batch]`, as networks take it."""
-    return jnp.broadcast_to(t, x.shape[:1])
-
-
 def from_noise(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the noise eps (Eq. 1)."""
-    return lambda x, t: -net(x, _each(t, x)) / expand(sde.sigma(t), x)
+    return lambda x, t: -net(x, t) / expand(sde.sigma(t), x)
 
 
 def from_score(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts it, as NCSN does."""
-    return lambda x, t: net(x, _each(t, x))
+    return net
 
 
 def from_denoiser(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the clean data x_0 (Eq. 2)."""
 
     def score_fn(x: Array, t: Array) -> Array:
-        return (expand(sde.alpha(t), x) * net(x, _each(t, x)) - x) / expand(sde.sigma(t) ** 2, x)
+        return (expand(sde.alpha(t), x) * net(x, t) - x) / expand(sde.sigma(t) ** 2, x)
 
     return score_fn
 
@@ -82,7 +77,7 @@ def from_velocity(sde: SDE, net: Net) -> ScoreFn:
 
     def score_fn(x: Array, t: Array) -> Array:
         alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
-        return -(x + alpha / sigma * net(x, _each(t, x))) / (alpha**2 + sigma**2)
+        return -(x + alpha / sigma * net(x, t)) / (alpha**2 + sigma**2)
 
     return score_fn
 
@@ -98,7 +93,7 @@ def from_flow(sde: SDE, net: Net) -> ScoreFn:
     """
 
     def score_fn(x: Array, t: Array) -> Array:
-        return (sde.drift(x, t) - net(x, _each(t, x))) / expand(0.5 * sde.diffusion(t) ** 2, x)
+        return (sde.drift(x, t) - net(x, t)) / expand(0.5 * sde.diffusion(t) ** 2, x)
 
     return score_fn
 
@@ -133,7 +128,7 @@ def from_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
     """The score of an unnormalised model p(x) ~ exp(-E(x)): minus the gradient of the energy.
 
     Args:
-      energy: `energy(x)` or `energy(x, t)`, with x `[batch, *event]` and t `[batch]`, to `[batch]`, rows independent.
+      energy: `energy(x)` or `energy(x, t)`, `[batch, *event]` to `[batch]`, rows independent.
 
     Returns:
       The score with the same arguments: `fn(x)` or a `ScoreFn`.
@@ -144,7 +139,7 @@ def from_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
 
     def score_fn(x: Array, *t: Any) -> Array:
         def total(x: Array) -> Array:
-            value = energy(x, *(_each(time, x) for time in t))
+            value = energy(x, *t)
             if value.shape != x.shape[:1]:
                 raise ValueError(f"an energy must be one number an example, {x.shape[:1]}, but has {value.shape}")
             return jnp.sum(value)

@@ -56,7 +56,7 @@ def case(request):
 def test_output_depends_on_every_input_row_by_row(case):
     apply, params, x, cond, y = case
     out = apply(params, x, cond, y)
-    assert out.shape == x.shape
+    assert out.shape == x.shape == jax.eval_shape(apply, params, x, 3.0, y).shape
     assert out.dtype == jnp.float32
     for changed in (
         apply(params, x.at[0].mul(2.0), cond, y),

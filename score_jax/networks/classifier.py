@@ -30,7 +30,7 @@ class Classifier(UNet):
 
         Args:
           x: `[batch, height, width, channels]`.
-          cond: `[batch]`, the value that the network is conditioned on.
+          cond: `[batch]` or a scalar, the value that the network is conditioned on.
           y: without effect: the class is what it finds.
           augmentation: without effect.
           train: whether dropout is active.
@@ -38,6 +38,7 @@ class Classifier(UNet):
         Raises:
           ValueError: if the image cannot be halved often enough.
         """
+        cond = jnp.broadcast_to(cond, x.shape[:1])
         h = self.way_down(x, Embedding(self.features, self.embedding)(cond, None), train)[-1]
         h = jnp.mean(nn.silu(GroupNorm(self.groups, self.epsilon)(h)), axis=(1, 2)).astype(jnp.float32)
         return dense(h, self.num_classes)

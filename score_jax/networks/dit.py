@@ -85,7 +85,7 @@ class DiT(nn.Module):
 
         Args:
           x: `[batch, height, width, channels]`.
-          cond: `[batch]`, the value that the network is conditioned on.
+          cond: `[batch]` or a scalar, the value that the network is conditioned on.
           y: `[batch]` integer labels, where `num_classes` is set; that number itself for no class.
           train: without effect: there is no dropout.
 
@@ -98,6 +98,7 @@ class DiT(nn.Module):
             )
         if self.width % (4 * self.heads):
             raise ValueError(f"DiT needs a width divisible by 4 heads, got {self.width} and {self.heads} heads")
+        cond = jnp.broadcast_to(cond, x.shape[:1])
         emb = Embedding(self.width // 4, self.embedding, self.num_classes)(cond, y)
         batch, height, width, channels = x.shape
         rows, columns = height // self.patch, width // self.patch

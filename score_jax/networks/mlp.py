@@ -1,6 +1,7 @@
 """A time-conditioned residual network for vectors."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
 from score_jax.networks.embeddings import Embedding
@@ -29,13 +30,14 @@ class MLP(nn.Module):
 
         Args:
           x: `[batch, d]`.
-          cond: `[batch]`, the value that the network is conditioned on.
+          cond: `[batch]` or a scalar, the value that the network is conditioned on.
           y: `[batch]` integer labels, where `num_classes` is set; that number itself for no class.
           train: without effect: there is no dropout.
 
         Returns:
           `[batch, d]`.
         """
+        cond = jnp.broadcast_to(cond, x.shape[:1])
         emb = Embedding(self.features // 2, self.embedding, self.num_classes)(cond, y)
         h = nn.Dense(self.features)(x)
         for _ in range(self.num_blocks):

@@ -243,7 +243,7 @@ class NCSN(nn.Module):
 
         Args:
           x: `[batch, height, width, channels]`.
-          cond: `[batch]`, the index of the noise level, 0 for the largest; rounded to an integer.
+          cond: `[batch]` or a scalar, the index of the noise level, 0 for the largest; rounded to an integer.
           y: for the signature's sake; the network knows no classes.
           train: for the signature's sake.
 
@@ -255,7 +255,7 @@ class NCSN(nn.Module):
         def refine(own: int, above: int, **rest: Any) -> RefineBlock:
             return RefineBlock(above, norm, nn.avg_pool, True, **rest)
 
-        return _refine_net(x, _index(cond), self.features, self.multipliers, norm, refine)
+        return _refine_net(x, _index(cond, x), self.features, self.multipliers, norm, refine)
 
 
 class NCSNv2(nn.Module):
@@ -287,7 +287,7 @@ class NCSNv2(nn.Module):
         def refine(own: int, above: int, **rest: Any) -> RefineBlock:
             return RefineBlock(own if self.score_sde else above, _no_norm, nn.max_pool, not self.score_sde, **rest)
 
-        level = _index(cond)
+        level = _index(cond, x)
         out = _refine_net(x, level, self.features, self.multipliers, norm, refine)
         sigma = self.sigma_max * (self.sigma_min / self.sigma_max) ** (level / (self.num_levels - 1))
         return out / sigma[:, None, None, None]
@@ -297,5 +297,5 @@ def _no_norm(*, name: str) -> Callable[[Array, Array], Array]:
     return lambda x, level: x
 
 
-def _index(cond: Array) -> Array:
-    return jnp.round(cond).astype(jnp.int32)
+def _index(cond: Array, x: Array) -> Array:
+    return jnp.broadcast_to(jnp.round(cond).astype(jnp.int32), x.shape[:1])

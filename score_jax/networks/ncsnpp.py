@@ -69,6 +69,7 @@ class NCSNpp(UNet):
         """
         self.check(x)
         sizes = self.features, self.embedding, self.num_classes, self.num_augmentations
+        cond = jnp.broadcast_to(cond, x.shape[:1])
         emb = None if self.embedding == "none" else Embedding(*sizes)(cond, y, augmentation)
         skips = self.way_down(x if self.centered else 2 * x - 1, emb, train)
         h = self.step(skips[-1], emb, train, attend=True)

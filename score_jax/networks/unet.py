@@ -84,7 +84,7 @@ class UNet(nn.Module):
 
         Args:
           x: `[batch, height, width, channels]`.
-          cond: `[batch]`, the value that the network is conditioned on.
+          cond: `[batch]` or a scalar, the value that the network is conditioned on.
           y: `[batch]` integer labels, where `num_classes` is set; that number itself for no class.
           augmentation: `[batch, num_augmentations]`; none is the same as zeros.
           train: whether dropout is active.
@@ -93,6 +93,7 @@ class UNet(nn.Module):
           ValueError: if the image cannot be halved often enough.
         """
         sizes = self.features, self.embedding, self.num_classes, self.num_augmentations
+        cond = jnp.broadcast_to(cond, x.shape[:1])
         emb = Embedding(*sizes)(cond, y, augmentation)
         skips = self.way_down(x, emb, train)
         h = self.step(skips[-1], emb, train, attend=True)
