@@ -33,9 +33,9 @@ def test_convolution_by_fours_and_its_derivatives_are_those_of_the_sum(height):
     ids=str,
 )
 def test_large_convolutions_of_layers_are_those_of_flax(options):
-    x = jax.random.normal(jax.random.key(0), (1, 32, 4, 32))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 32))
-    plain = nn.Conv(32, (3, 3), use_bias=False, **options)
+    x = jax.random.normal(jax.random.key(0), (1, 16, 4, 64))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 64, 512))
+    plain = nn.Conv(512, (3, 3), use_bias=False, **options)
     ours = plain.clone(conv_general_dilated=convolution.convolve)
     calls = str(jax.make_jaxpr(ours.apply)({"params": {"kernel": kernel}}, x))
     out, expected = (net.apply({"params": {"kernel": kernel}}, x) for net in (ours, plain))

@@ -45,13 +45,13 @@ def convolve(
 ) -> Array:
     """`jax.lax.conv_general_dilated` as `nn.Conv` calls it, by fours of rows where that is faster.
 
-    That is on CPU (libraries of accelerators choose by themselves), in float32, and with so many channels that the sums
-    cost less than they save; at 16 rows that is so, too, but each has dozens of kernels to be compiled.
+    That is on CPU (libraries of accelerators choose by themselves), in float32, and with so many pixels and channels
+    that the sums cost much less than they save: each has dozens of kernels to be compiled.
     """
     _, height, _, channels = x.shape
     plain = padding == "SAME" and {*strides, *lhs_dilation, *rhs_dilation} == {1} and kernel.shape[:2] == (3, 3)
-    large = height % 4 == 0 and height >= 32 and min(kernel.shape[2:]) >= 32 and kernel.shape[2] == channels
-    if plain and large and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
+    large = height >= 16 and channels * kernel.shape[-1] >= 2**15 and kernel.shape[2] == channels
+    if plain and large and height % 4 == 0 and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
         return by_fours(x, kernel)
     options |= {"lhs_dilation": lhs_dilation, "rhs_dilation": rhs_dilation}
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
