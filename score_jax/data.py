@@ -186,7 +186,12 @@ def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None
         images = [record["image"] for record in records]
         mode = "L" if images[0].shape[-1] == 1 else "RGB"
         if image_size is not None or crop is not None:
-            images = [fit(Image.fromarray(image.squeeze()), image_size, mode, crop) for image in images]
+            images = [
+                image
+                if crop is None and image.shape[:2] == (image_size, image_size)
+                else fit(Image.fromarray(image.squeeze()), image_size, mode, crop)
+                for image in images
+            ]
         return np.stack(images), np.array([record.get("label", 0) for record in records], np.int32)
 
     return Dataset(len(source), read(np.arange(1))[0].shape[1:], read)

@@ -43,9 +43,8 @@ __all__ = [
 ]
 
 
-MOST_KEPT = (
-    50_000  # Images; the features of ImageNet's would be 10 GB, and their distances in precision and recall more.
-)
+# Images; the features of ImageNet's would be 10 GB, and their distances in precision and recall more.
+MOST_KEPT = 50_000
 
 
 class Extractor(NamedTuple):
