@@ -42,7 +42,7 @@ def measure(name: str, devices: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from score_jax import build, sharding, train
+    from score_jax import build, objective, sharding, train
 
     config, shape = experiments(devices)[name]
     config.network.update(dtype="bfloat16", remat=True)
@@ -61,7 +61,7 @@ def measure(name: str, devices: int) -> dict[str, float]:
     place = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
     batch = {"x": place((n, *shape), jnp.uint8), "y": place((n,), jnp.int32)}
     step = train.make_train_step(
-        build.make_loss(config, sde, network),
+        objective.make_loss(config, sde, network),
         optimizer,
         ema_decay=0.999,
         out_shardings=(places, sharding.replicated(mesh)),

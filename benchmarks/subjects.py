@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax import build, data, train
+from score_jax import build, data, objective, train
 
 DIGITS, CIFAR = (64, 8, 8, 1), (8, 32, 32, 3)
 
@@ -39,7 +39,7 @@ def subject(experiment: str, shape: tuple[int, ...], **network) -> Subject:
         config.network = {}
     config.network.update(network)
     net = build.make_network(config)
-    loss_fn = build.make_loss(config, build.make_sde(config), net)
+    loss_fn = objective.make_loss(config, build.make_sde(config), net)
     optimizer = train.make_optimizer(config.training.learning_rate, num_steps=1000)
     state = train.init_state(random_params(net, shape), optimizer)
     return Subject(net, loss_fn, train.make_train_step(loss_fn, optimizer, ema_decay=0.999), state, shape)

@@ -5,6 +5,7 @@ from typing import Any
 
 from score_jax import (
     analytic,
+    distillation,
     divergence,
     guidance,
     inverse,
@@ -18,6 +19,7 @@ from score_jax import (
     timesteps,
 )
 from score_jax.analytic import *  # noqa: F403
+from score_jax.distillation import *  # noqa: F403
 from score_jax.divergence import *  # noqa: F403
 from score_jax.guidance import *  # noqa: F403
 from score_jax.inverse import *  # noqa: F403
@@ -40,6 +42,7 @@ __all__ = [
     "operators",
     "timesteps",
     *analytic.__all__,
+    *distillation.__all__,
     *divergence.__all__,
     *guidance.__all__,
     *inverse.__all__,

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import data, guidance, lookup, losses, networks, parameterization, samplers, timesteps, train
+from score_jax import data, guidance, lookup, losses, networks, parameterization, samplers, timesteps
 from score_jax import sde as sde_module
 from score_jax.errors import UserError
 from score_jax.sde import DDPM, SDE, ScoreFn
@@ -31,7 +31,6 @@ __all__ = [
     "make_grid",
     "make_guided_score_fn",
     "make_log_likelihood",
-    "make_loss",
     "make_net",
     "make_network",
     "make_sampler",
@@ -257,54 +256,6 @@ def make_grid(config: ConfigDict, sde: SDE, score_fn: ScoreFn, x: Array) -> Arra
     grid = lookup.find(timesteps, config.sampling.grid, "config.sampling.grid", takes=takes)
     arguments = (sde, score_fn, x) if grid is timesteps.curvature else (sde,)
     return lookup.call(grid, *arguments, config.sampling.num_steps, field="config.sampling.num_steps")
-
-
-def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
-    """`loss_fn(params, key, batch)`: the mean objective over a batch."""
-    draw = lookup.find(timesteps, config.training.times, "config.training.times", takes="key, sde, n")
-    if draw is timesteps.draw_levels:
-        draw = functools.partial(draw, num_levels=config.num_levels)
-    objective = lookup.find(losses, config.training.objective, "config.training.objective", takes="key, sde")
-    weight = lookup.find(losses, config.training.weighting, "config.training.weighting", takes="sde, t")
-    if weight is losses.edm_weighting:
-        weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
-    if is_classifier(config) != isinstance(network, networks.Classifier):
-        raise UserError(
-            f"config.training.objective: {config.training.objective!r} does not train a {config.network.name}: "
-            "'cross_entropy' is for the network Classifier, and for it alone"
-        )
-    dropout = _label_dropout(config)
-    images = {name: config.data[name] for name in ("centered", "random_flip", "dequantize")}
-
-    def loss_fn(params: Any, key: Array, batch: dict[str, Array]) -> Array:
-        key_t, key_noise, key_dropout, key_data = jax.random.split(key, 4)
-        x, y = data.augment(key_data, batch["x"], **images), batch["y"]
-        if dropout:
-            key_dropout, key_label = jax.random.split(key_dropout)
-            y = jnp.where(jax.random.bernoulli(key_label, dropout, y.shape), num_classes(config), y)
-        t, importance = draw(key_t, sde, len(x))
-        apply: dict[str, Any] = dict(train=True, rngs={"dropout": key_dropout})
-        if is_classifier(config):
-            log_likelihood = make_log_likelihood(config, sde, network, params, y, **apply)
-            return jnp.mean(importance * objective(key_noise, sde, log_likelihood, x, t))
-        score_fn = make_score_fn(config, sde, network, params, y if num_classes(config) else None, **apply)
-        loss = jnp.mean(importance * objective(key_noise, sde, score_fn, x, t, weight=weight))
-        # The published VP configs average over dimensions, the VE ones take half the sum (reduce_mean).
-        return loss * 2 / x[0].size if config.training.reduce_mean else loss
-
-    return loss_fn
-
-
-def _label_dropout(config: ConfigDict) -> float:
-    """The share of labels that training replaces by 'no class'."""
-    rate, field = config.training.label_dropout, "config.training.label_dropout"
-    if not 0 <= rate < 1:
-        raise UserError(f"{field} must be at least 0 and less than 1, got {rate}")
-    if rate and (is_classifier(config) or not num_classes(config)):
-        raise UserError(
-            f"{field} is {rate}, but the network takes no labels: set config.network.num_classes, or 0 here"
-        )
-    return rate
 
 
 def open_data(config: ConfigDict, split: str) -> data.Dataset:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,6 @@ from score_jax.build import (
     make_grid,
     make_guided_score_fn,
     make_log_likelihood,
-    make_loss,
     make_network,
     make_sampler,
     make_sde,
@@ -32,6 +32,7 @@ from score_jax.build import (
     resolve,
 )
 from score_jax.errors import UserError
+from score_jax.objective import has_teacher, make_loss
 from score_jax.sde import sample_prior
 from score_jax.workdir import SampleFile, open_workdir, save_samples, sole_writer
 
@@ -86,9 +87,12 @@ class Run:
         self.state = jax.tree.map(lambda s, where: s.update(sharding=where), self.state, self.shardings)
         loss_fn = make_loss(config, self.sde, self.network)
         batch = {"x": jnp.zeros((1, *self.dataset.shape)), "y": jnp.zeros(1, jnp.int32)}
-        lookup.call(lambda: jax.eval_shape(loss_fn, self.state.params, self.key_train, batch), field="config.training")
+        params = self.state.params
+        lookup.call(lambda: jax.eval_shape(loss_fn, params, self.key_train, batch, params), field="config.training")
         if self.pretrained:
             self.params = load_params(pathlib.Path(self.pretrained), self.network, self.dataset.shape)
+        # A mistake in its name fails here; runs that were begun already need it for training only.
+        self.teacher = [] if (self.workdir / "config.yaml").exists() else self.load_teacher()
         if jax.process_index() == 0:
             open_workdir(self.workdir, config.to_dict())
         multihost_utils.sync_global_devices("the workdir is there")
@@ -99,11 +103,11 @@ class Run:
         return train.init_state(params, self.optimizer)
 
     def first_state(self) -> train.TrainState:
-        """The state before any training: fresh, or that of a published checkpoint."""
-        if not self.pretrained:
+        """The state before any training: fresh, or with the parameters of a teacher or a published checkpoint."""
+        if not self.pretrained and not self.teacher:
             return jax.jit(self.init_state, out_shardings=self.shardings)()
         init = functools.partial(train.init_state, optimizer=self.optimizer)
-        return jax.jit(init, out_shardings=self.shardings)(self.params)
+        return jax.jit(init, out_shardings=self.shardings)(*(self.teacher or [self.params]))
 
     def tensor_axes(self) -> dict[str, int]:
         """How the network's parameters divide over the mesh's axis `tensor`."""
@@ -123,22 +127,38 @@ class Run:
 
     def load_classifier(self) -> tuple[int, jax.tree_util.Partial]:
         """The number of classes and `classifier(y, x, t) -> [batch]`, log p(y | x_t), of a run that trained one."""
-        path, field = self.config.sampling.guidance.classifier, "config.sampling.guidance.classifier"
-        file = pathlib.Path(path) / "config.yaml"
-        if not path or not file.exists():
-            raise UserError(f"{field} must be the workdir of a trained classifier, got {path!r}")
-        other = Run(ConfigDict(yaml.safe_load(file.read_text())), pathlib.Path(path))
+        field = "sampling.guidance.classifier"
+        other = self.other(field, "a trained classifier", ("sde", "data.name", "data.image_size", "data.centered"))
         if not is_classifier(other.config):
-            raise UserError(f"{field}: {path} holds no classifier, but a {other.config.network.name}")
-        for name in ("sde", "data.name", "data.image_size", "data.centered"):
-            here, there = (functools.reduce(dict.get, name.split("."), r.config.to_dict()) for r in (self, other))
-            if here != there:
-                raise UserError(f"{field}: {path} has another config.{name}: {there} there and {here} here")
+            raise UserError(f"config.{field}: {other.workdir} holds no classifier, but a {other.config.network.name}")
 
         def log_likelihood(params: Any, y: Array, x: Array, t: Array) -> Array:
             return make_log_likelihood(other.config, other.sde, other.network, params, y)(x, t)
 
         return num_classes(other.config), jax.tree_util.Partial(log_likelihood, other.restore()[1].ema)
+
+    def load_teacher(self) -> list[Any]:
+        """The parameters of the network that is distilled, of another run or of `pretrained`; otherwise nothing."""
+        if not has_teacher(self.config):
+            return []
+        field = "training.distillation.teacher"
+        if self.pretrained and not self.config.training.distillation.teacher:
+            return [self.params]
+        same = "sde", "network", "parameterization", "conditioning", "data.image_size", "data.centered"
+        return [self.other(field, "the one to distil", same).restore()[1].ema]
+
+    def other(self, field: str, what: str, same: tuple[str, ...]) -> "Run":
+        """The run whose workdir a field of the config names, if it is like this one in some others."""
+        path = functools.reduce(getattr, field.split("."), self.config)
+        if not path or not (file := pathlib.Path(path) / "config.yaml").exists():
+            raise UserError(f"config.{field} must be the workdir of {what}, got {path!r}")
+        other = Run(ConfigDict(yaml.safe_load(file.read_text())), pathlib.Path(path))
+        configs = [json.loads(json.dumps(run.config.to_dict())) for run in (self, other)]  # Without tuples, as YAML.
+        for name in same:
+            here, there = (functools.reduce(dict.get, name.split("."), config) for config in configs)
+            if here != there:
+                raise UserError(f"config.{field}: {path} has another config.{name}: {there} there and {here} here")
+        return other
 
     def restore(self) -> tuple[int, train.TrainState]:
         """The newest checkpoint's step and state."""

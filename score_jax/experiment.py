@@ -15,11 +15,10 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, sharding, train
+from score_jax import adopt, checkpoint, data, distillation, edit, evaluate, features, lookup, report, sharding, train
 from score_jax.build import (
     chosen,
     is_classifier,
-    make_loss,
     make_net,
     make_network,
     make_sampler,
@@ -30,6 +29,7 @@ from score_jax.build import (
 )
 from score_jax.context import Run
 from score_jax.errors import UserError
+from score_jax.objective import make_loss
 from score_jax.workdir import MetricLog, sole_writer, termination, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
@@ -61,6 +61,7 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
             f"{sharding.num_shards(mesh)} devices"
         )
     run.dataset.read(np.arange(1))  # What cannot be read fails here.
+    run.teacher = run.teacher or run.load_teacher()
     rows = sharding.local_rows(mesh, batch_size)
     batches = data.batches(run.dataset, batch_size, seed=config.seed, rows=rows)
     with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
@@ -82,7 +83,7 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
         first = jax.process_index() == 0
         with MetricLog(run.workdir, start=start, num_steps=num_steps) if first else silent as log:
             return train.fit(
-                step_fn,
+                lambda state, key, batch: step_fn(state, key, batch, *run.teacher),
                 state,
                 run.key_train,
                 (sharding.put_local(mesh, batch, batch_size) for batch in batches),
@@ -242,6 +243,11 @@ def run(
     act = lookup.choose(MODES, mode, "--mode")
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
+    if config.training.objective in distillation.__all__ and act not in (_train, _sample, _evaluate, _export):
+        raise UserError(
+            f"--mode={mode} needs a score, and {config.training.objective} makes a network of large steps: there are "
+            "train, sample, evaluate, export; or take its teacher"
+        )
     config, workdir = chosen(config, given), pathlib.Path(workdir)
     train.tune_cpu()
     lookup.call(sharding.initialize, field="config.distributed", **config.distributed)

@@ -12,13 +12,27 @@ from score_jax.errors import UserError, nearest
 __all__ = ["call", "choose", "fields", "find"]
 
 
-def find(module: ModuleType, name: str, field: str, *, takes: str | tuple[str, ...]) -> Callable:
-    """A public function of a module by its name, among those whose first arguments are named `takes`, or one of it."""
+def find(
+    modules: ModuleType | tuple[ModuleType, ...], name: str, field: str, *, takes: str | tuple[str, ...]
+) -> Callable:
+    """A public function of a module, or of some, by its name, among those whose first arguments are named `takes`.
+
+    Args:
+      modules: where to look.
+      name: what for.
+      field: of the config, where the name is from.
+      takes: the names of the first arguments, or several such.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    modules = modules if isinstance(modules, tuple) else (modules,)
 
     def fits(fn: Any) -> bool:
         return ", ".join(inspect.signature(fn).parameters).startswith(takes)
 
-    return choose({n: getattr(module, n) for n in module.__all__ if fits(getattr(module, n))}, name, field)
+    members = {n: getattr(module, n) for module in modules for n in module.__all__}
+    return choose({n: fn for n, fn in members.items() if fits(fn)}, name, field)
 
 
 def choose(options: dict[str, Any], name: str, field: str) -> Any:

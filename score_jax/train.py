@@ -32,7 +32,7 @@ from score_jax.errors import UserError
 __all__ = ["TrainState", "fit", "init_state", "make_optimizer", "make_train_step", "tune_cpu"]
 
 PyTree = Any
-LossFn = Callable[[PyTree, Array, PyTree], Array]
+LossFn = Callable[..., Array]
 
 
 def tune_cpu() -> None:
@@ -119,13 +119,13 @@ def make_train_step(
     ema_decay: float,
     accumulate: int = 1,
     out_shardings: Any = None,
-) -> Callable[[TrainState, Array, PyTree], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """One step of gradient descent and of the moving average, jitted, its state donated.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer, and is counted.
 
     Args:
-      loss_fn: `loss_fn(params, key, batch) -> scalar`.
+      loss_fn: `loss_fn(params, key, batch, *fixed) -> scalar`.
       optimizer: an optax transformation.
       ema_decay: the largest decay in Eq. 1.
       accumulate: into how many parts to divide a batch, one after the other in memory.
@@ -133,13 +133,14 @@ def make_train_step(
         next step compiles nothing.
 
     Returns:
-      `step(state, key, batch) -> (state, {'loss', 'grad_norm'})`; pass the same `key` every time.
+      `step(state, key, batch, *fixed) -> (state, {'loss', 'grad_norm'})`; pass the same `key` every time, and as
+      `fixed` arrays that the loss needs and training leaves alone, a teacher's parameters say.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
-    def step(state: TrainState, key: Array, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, key: Array, batch: PyTree, *fixed: PyTree) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
-        loss, grads = _gradient(loss_fn, accumulate, state.params, key, batch)
+        loss, grads = _gradient(lambda *varying: loss_fn(*varying, *fixed), accumulate, state.params, key, batch)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

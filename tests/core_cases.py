@@ -97,6 +97,11 @@ CASES = {
         "variance_weighting": lambda key, x: losses.variance_weighting(SDE, T + 0 * x[:, 0]),
         "vincent_score_matching": lambda key, x: sj.vincent_score_matching(key, fn, x, sigma=0.1),
     },
+    "distillation": {
+        "consistency_distillation": lambda key, x: sj.consistency_distillation(key, SDE, SCORE, color_score, x, TS),
+        "consistency_training": lambda key, x: sj.consistency_training(key, SDE, SCORE, x, TS),
+        "progressive_distillation": lambda key, x: sj.progressive_distillation(key, SDE, SCORE, color_score, x, TS[:3]),
+    },
     "timesteps": {
         "curvature": lambda key, x: timesteps.curvature(SDE, SCORE, x, 4, num_points=10),
         "draw_importance": lambda key, x: timesteps.draw_importance(key, SDE, len(x)),

@@ -19,6 +19,7 @@ EDGE = {
     "errors",
     "lookup",
     "build",
+    "objective",
     "context",
     "edit",
     "adopt",

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from test_data import write_cifar, write_images
 
-from score_jax import build, checkpoint, data, evaluate, experiment, features, report
+from score_jax import build, checkpoint, data, evaluate, experiment, features, objective, report
 from score_jax.errors import UserError
 from score_jax.networks.inception import Features
 
@@ -221,7 +221,7 @@ def test_edm_begins_with_a_loss_of_one():
     x = config.parameterization.sigma_data * jax.random.normal(jax.random.key(0), (1024, 8, 8, 1))
     params = network.init(jax.random.key(1), x[:1], np.ones(1))
     batch = {"x": x, "y": np.zeros(1024, np.int32)}
-    loss = jax.jit(build.make_loss(config, sde, network))(params, jax.random.key(2), batch)
+    loss = jax.jit(objective.make_loss(config, sde, network))(params, jax.random.key(2), batch)
     assert abs(float(loss) - 1) < 4.5 * np.sqrt(2 / x.size)
 
 

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from test_experiment import get_config, tiny, untrained
 
 import score_jax as sj
-from score_jax import build, data, evaluate, experiment, workdir
+from score_jax import build, data, evaluate, experiment, objective, workdir
 from score_jax.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_training_drops_the_share_of_labels_that_the_config_says(rate):
     config, network, n = get_config("vp_digits_conditional"), Recorder(), 20_000
     config.training.update(label_dropout=rate, times="draw_uniform")
     labels = jnp.arange(n) % 10
-    build.make_loss(config, sj.VP(), network)({}, jax.random.key(0), {"x": jnp.zeros((n, 2, 2, 1)), "y": labels})
+    objective.make_loss(config, sj.VP(), network)({}, jax.random.key(0), {"x": jnp.zeros((n, 2, 2, 1)), "y": labels})
     dropped = np.asarray(network.y) == 10
     np.testing.assert_array_equal(network.y[~dropped], labels[~dropped])
     assert abs(dropped.mean() - rate) <= 4.5 * np.sqrt(rate * (1 - rate) / n)

@@ -36,11 +36,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.samplers.base import Sampler, no_state, root
-from score_jax.samplers.deterministic import heun
+from score_jax.samplers.deterministic import ddim, heun
 from score_jax.sde import SDE, ScoreFn, expand, reverse_drift, square
 from score_jax.timesteps import time_of_log_snr
 
-__all__ = ["adaptive_sde", "ancestral", "ddpm", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
+__all__ = ["adaptive_sde", "ancestral", "consistency", "ddpm", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
 
 
 def euler_maruyama(sde: SDE, score_fn: ScoreFn) -> Sampler:
@@ -98,6 +98,22 @@ def ancestral(sde: SDE, score_fn: ScoreFn, *, variance: str = "posterior") -> Sa
 def ddpm(sde: SDE, score_fn: ScoreFn) -> Sampler:
     """DDPM's sampler as published on CIFAR-10 (Ho et al. 2020): `ancestral` with the noise of the chain, beta_k."""
     return ancestral(sde, score_fn, variance="forward")
+
+
+def consistency(sde: SDE, score_fn: ScoreFn) -> Sampler:
+    """The sampler of a consistency model (Song et al. 2023, Algorithm 1): one step is enough, more are for quality.
+
+    A step jumps to t_min, as DDIM would, and goes up to s again with fresh noise (Eq. 2).  For the networks of
+    `score_jax.distillation` alone, whose jumps follow the flow; of any other network a jump is the posterior mean.
+    """
+    jump, t_min = ddim(sde, score_fn), jnp.asarray(sde.t_min)
+
+    def step(key, x, t, s, state):
+        end, _ = jump.step(key, x, t, t_min, ())
+        a, b = forward_kernel(sde, t_min, s)
+        return a * end + b * jax.random.normal(key, x.shape, x.dtype), state
+
+    return Sampler(no_state, step)
 
 
 def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]:

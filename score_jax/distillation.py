@@ -1,0 +1,144 @@
+"""Distillation: networks that follow the probability flow in a few large steps.
+
+In the variables  y = x / alpha  and  l = sigma / alpha  the flow is  dy/dl = eps(x, t) = -sigma score(x, t)  on every
+process (`samplers.deterministic`, Eq. 1), and DDIM's step from t to s,
+
+    y_s = y_t + (l_s - l_t) eps(x_t, t),                                    (1)
+
+is exact only where eps does not change on the way.  A network is distilled when Eq. 1 holds for a jump all the same:
+when its eps(x_t, t) is the mean slope of the flow up to where it ends,
+
+    eps(x_t, t) = (y_s - y_t) / (l_s - l_t).                                (2)
+
+It is given as a score, -eps/sigma, like any other, and learned by the loss of denoising score matching
+(`losses`, Eq. 4) with Eq. 2 in the place of the noise.  What y_s is, tells the methods apart:
+
+- progressive distillation: where two steps of a teacher end (Salimans & Ho 2022, Algorithm 2), so that the student
+  takes one step for two, and is a teacher itself;
+- consistency: where the student's own jump from a point a little further down the path ends, s being the last time
+  (Song et al. 2023), so that one jump from any time ends there.  That point is on the teacher's path (distillation,
+  Algorithm 2), or, without a teacher, on the straight line from the data through the noise (training, Algorithm 3),
+  which has the flow for its mean.
+
+The first is sampled by `ddim` on the student's grid, the second by `samplers.consistency`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from score_jax.divergence import check_shape
+from score_jax.losses import edm_weighting
+from score_jax.sde import SDE, ScoreFn, expand, perturb, square
+
+__all__ = ["consistency_distillation", "consistency_training", "progressive_distillation"]
+
+Weight = Callable[[SDE, ArrayLike], Array]
+
+
+def progressive_distillation(
+    key: Array, sde: SDE, score_fn: ScoreFn, teacher: ScoreFn, x0: Array, ts: Array, *, weight: Weight = edm_weighting
+) -> Array:
+    """The loss of a student that takes one step of DDIM where its teacher takes two (Salimans & Ho 2022, Algorithm 2).
+
+    Args:
+      key: a PRNG key for the noise and, for each example, the step.
+      sde: the process.
+      score_fn: the student, `score_fn(x, t)`, which usually starts as a copy of the teacher.
+      teacher: a score.
+      x0: data, `[batch, *event]`.
+      ts: the teacher's grid, `[2 n + 1]` decreasing times; the student's is `ts[::2]`.
+      weight: `weight(sde, t)`, in the shape of `t`; the default is the published "SNR + 1" for data of variance 1/4.
+
+    Returns:
+      `[batch]`.
+
+    Raises:
+      ValueError: if the number of steps of `ts` is not even.
+    """
+    if len(ts) < 3 or len(ts) % 2 == 0:
+        raise ValueError(f"progressive distillation needs a grid of an even number of steps, got {len(ts) - 1}")
+    key_step, key_noise = jax.random.split(key)
+    i = 2 * jax.random.randint(key_step, x0.shape[:1], 0, len(ts) // 2)
+    t, middle, s = ts[i], ts[i + 1], ts[i + 2]
+    x = perturb(sde, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), t)
+    half = _jump(sde, teacher, x, t, middle)
+    return _regression(sde, score_fn, x, t, _jump(sde, teacher, half, middle, s), s, weight)
+
+
+def consistency_distillation(
+    key: Array, sde: SDE, score_fn: ScoreFn, teacher: ScoreFn, x0: Array, ts: Array, *, weight: Weight = edm_weighting
+) -> Array:
+    """The loss of a student whose jumps from two points of a teacher's path end alike (Song et al. 2023, Algorithm 2).
+
+    The second point is one step of Heun's method below the first.  The second jump is not differentiated.
+
+    Args:
+      key: a PRNG key for the noise and, for each example, the step.
+      sde: the process.
+      score_fn: the student, `score_fn(x, t)`, which usually starts as a copy of the teacher.
+      teacher: a score.
+      x0: data, `[batch, *event]`.
+      ts: `[n + 1]` decreasing times; jumps end at the last.
+      weight: `weight(sde, t)`, in the shape of `t`.
+
+    Returns:
+      `[batch]`.
+    """
+
+    def below(x: Array, noise: Array, t: Array, s: Array) -> Array:
+        slope, slope_s = _slope(sde, teacher, x, t), _slope(sde, teacher, _jump(sde, teacher, x, t, s), s)
+        return _advance(sde, x, 0.5 * (slope + slope_s), t, s)
+
+    return _consistency(key, sde, score_fn, x0, ts, below, weight)
+
+
+def consistency_training(
+    key: Array, sde: SDE, score_fn: ScoreFn, x0: Array, ts: Array, *, weight: Weight = edm_weighting
+) -> Array:
+    """`consistency_distillation` without a teacher (Song et al. 2023, Algorithm 3), which is right for many steps only.
+
+    Args:
+      key: as there, and so all others.
+
+    Returns:
+      `[batch]`.
+    """
+    return _consistency(key, sde, score_fn, x0, ts, lambda x, noise, t, s: perturb(sde, x0, noise, s), weight)
+
+
+def _consistency(
+    key: Array, sde: SDE, score_fn: ScoreFn, x0: Array, ts: Array, below: Callable[..., Array], weight: Weight
+) -> Array:
+    key_step, key_noise = jax.random.split(key)
+    i = jax.random.randint(key_step, x0.shape[:1], 0, len(ts) - 1)
+    t, s, noise = ts[i], ts[i + 1], jax.random.normal(key_noise, x0.shape, x0.dtype)
+    x = perturb(sde, x0, noise, t)
+    end = jax.lax.stop_gradient(_jump(sde, score_fn, below(x, noise, t, s), s, ts[-1]))
+    return _regression(sde, score_fn, x, t, end, ts[-1], weight)
+
+
+def _slope(sde: SDE, score_fn: ScoreFn, x: Array, t: Array) -> Array:
+    return -expand(sde.sigma(t), x) * check_shape(score_fn(x, t), x)
+
+
+def _length(sde: SDE, t: Array, s: Array) -> Array:
+    return jnp.exp(-0.5 * sde.log_snr(s)) - jnp.exp(-0.5 * sde.log_snr(t))
+
+
+def _advance(sde: SDE, x: Array, slope: Array, t: Array, s: Array) -> Array:
+    """Eq. 1."""
+    return expand(sde.alpha(s), x) * (x / expand(sde.alpha(t), x) + expand(_length(sde, t, s), x) * slope)
+
+
+def _jump(sde: SDE, score_fn: ScoreFn, x: Array, t: Array, s: Array) -> Array:
+    return _advance(sde, x, _slope(sde, score_fn, x, t), t, s)
+
+
+def _regression(sde: SDE, score_fn: ScoreFn, x: Array, t: Array, end: Array, s: Array, weight: Weight) -> Array:
+    """w(t) / (2 sigma^2) |eps - (y_s - y_t) / (l_s - l_t)|^2."""
+    mean = (end / expand(sde.alpha(s), x) - x / expand(sde.alpha(t), x)) / expand(_length(sde, t, s), x)
+    return 0.5 * (weight(sde, t) / sde.sigma(t) ** 2) * square(_slope(sde, score_fn, x, t) - mean)

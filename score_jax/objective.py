@@ -1,0 +1,102 @@
+"""From a config to the loss that training minimises."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from ml_collections import ConfigDict
+
+from score_jax import data, distillation, lookup, losses, networks, timesteps, train
+from score_jax.build import is_classifier, make_log_likelihood, make_score_fn, num_classes
+from score_jax.errors import UserError
+from score_jax.sde import SDE
+
+__all__ = ["has_teacher", "make_loss"]
+
+
+def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
+    """`loss_fn(params, key, batch, teacher=None)`: the mean objective over a batch.
+
+    Where the objective distils a teacher (`has_teacher`), that is the network with the parameters `teacher`.
+    """
+    if is_classifier(config) != isinstance(network, networks.Classifier):
+        raise UserError(
+            f"config.training.objective: {config.training.objective!r} does not train a {config.network.name}: "
+            "'cross_entropy' is for the network Classifier, and for it alone"
+        )
+    dropout, losses_of = _label_dropout(config), _losses(config, sde)
+    images = {name: config.data[name] for name in ("centered", "random_flip", "dequantize")}
+
+    def loss_fn(params: Any, key: Array, batch: dict[str, Array], teacher: Any = None) -> Array:
+        key_t, key_noise, key_dropout, key_data = jax.random.split(key, 4)
+        x, y = data.augment(key_data, batch["x"], **images), batch["y"]
+        if dropout:
+            key_dropout, key_label = jax.random.split(key_dropout)
+            y = jnp.where(jax.random.bernoulli(key_label, dropout, y.shape), num_classes(config), y)
+        apply: dict[str, Any] = dict(train=True, rngs={"dropout": key_dropout})
+        if is_classifier(config):
+            log_likelihood = make_log_likelihood(config, sde, network, params, y, **apply)
+            return jnp.mean(losses_of(key_t, key_noise, x, log_likelihood))
+        labels = y if num_classes(config) else None
+        fns = [make_score_fn(config, sde, network, params, labels, **apply)]
+        if has_teacher(config):
+            fns.append(make_score_fn(config, sde, network, teacher, labels))
+        loss = jnp.mean(losses_of(key_t, key_noise, x, *fns))
+        # The published VP configs average over dimensions, the VE ones take half the sum (reduce_mean).
+        return loss * 2 / x[0].size if config.training.reduce_mean else loss
+
+    return loss_fn
+
+
+def has_teacher(config: ConfigDict) -> bool:
+    """Whether training distils a network that is there already."""
+    return "teacher" in inspect.signature(_objective(config)).parameters
+
+
+def _objective(config: ConfigDict) -> Callable[..., Array]:
+    field = "config.training.objective"
+    return lookup.find((losses, distillation), config.training.objective, field, takes="key, sde")
+
+
+def _losses(config: ConfigDict, sde: SDE) -> Callable[..., Array]:
+    """The objective of each example, `losses(key_t, key_noise, x, *fns) -> [batch]`, of a network, and its teacher."""
+    training, objective = config.training, _objective(config)
+    if is_classifier(config):
+        weighted = objective
+    else:
+        weight = lookup.find(losses, training.weighting, "config.training.weighting", takes="sde, t")
+        if weight is losses.edm_weighting:
+            weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
+        weighted = functools.partial(objective, weight=weight)
+    if training.objective in distillation.__all__:
+        field = "config.training.distillation"
+        grid = lookup.find(timesteps, training.distillation.grid, f"{field}.grid", takes="sde, n")
+        with jax.ensure_compile_time_eval():
+            ts = lookup.call(grid, sde, training.distillation.num_steps, field=f"{field}.num_steps")
+        return lambda key_t, key_noise, x, *fns: weighted(key_noise, sde, *fns, x, ts)
+    draw = lookup.find(timesteps, training.times, "config.training.times", takes="key, sde, n")
+    if draw is timesteps.draw_levels:
+        draw = functools.partial(draw, num_levels=config.num_levels)
+
+    def losses_of(key_t: Array, key_noise: Array, x: Array, fn: Callable) -> Array:
+        t, importance = draw(key_t, sde, len(x))
+        return importance * weighted(key_noise, sde, fn, x, t)
+
+    return losses_of
+
+
+def _label_dropout(config: ConfigDict) -> float:
+    """The share of labels that training replaces by 'no class'."""
+    rate, field = config.training.label_dropout, "config.training.label_dropout"
+    if not 0 <= rate < 1:
+        raise UserError(f"{field} must be at least 0 and less than 1, got {rate}")
+    if rate and (is_classifier(config) or not num_classes(config)):
+        raise UserError(
+            f"{field} is {rate}, but the network takes no labels: set config.network.num_classes, or 0 here"
+        )
+    return rate
