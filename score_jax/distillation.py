@@ -11,7 +11,9 @@ when its eps(x_t, t) is the mean slope of the flow up to where it ends,
     eps(x_t, t) = (y_s - y_t) / (l_s - l_t).                                (2)
 
 It is given as a score, -eps/sigma, like any other, and learned by the loss of denoising score matching
-(`losses`, Eq. 4) with Eq. 2 in the place of the noise.  What y_s is, tells the methods apart:
+(`losses`, Eq. 4) with Eq. 2 in the place of the noise.  The weighting by the variance would be a bad one: where there
+is most noise, and the longest jump begins, eps hardly tells what image it leads to.  What y_s is, tells the methods
+apart:
 
 - progressive distillation: where two steps of a teacher end (Salimans & Ho 2022, Algorithm 2), so that the student
   takes one step for two, and is a teacher itself;
