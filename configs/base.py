@@ -46,7 +46,8 @@ def base() -> ConfigDict:
                 accumulate=1,  # parts of a batch that are taken one after the other, for less memory
                 max_skipped=20,  # steps in a row whose gradient is not finite; they change nothing
                 # Of score_jax.distillation's objectives: the workdir of the network that is distilled, with whose
-                # parameters training begins ('': that of --pretrained), and a grid, of score_jax.timesteps.
+                # parameters training begins (or with those of --pretrained, the teacher if there is none here), and a
+                # grid of score_jax.timesteps.
                 distillation=dict(teacher="", grid="", num_steps=0),
                 label_dropout=0.0,  # share of labels replaced by 'no class', for classifier-free guidance; 0.1 to 0.2
                 reduce_mean=True,  # loss: mean over dimensions; otherwise half the sum

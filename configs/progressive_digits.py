@@ -3,7 +3,7 @@
 from configs import edm_digits
 
 
-def get_config(steps="8"):
+def get_config(steps):
     if steps not in ("8", "4", "2", "1"):
         raise ValueError(f"the steps of the student are 8, 4, 2 or 1, not {steps!r}")
     config, n = edm_digits.get_config(), int(steps)

@@ -114,6 +114,8 @@ def make_sde(config: ConfigDict) -> SDE:
 def make_network(config: ConfigDict) -> nn.Module:
     """The Linen module of `config.network`."""
     cls = lookup.choose({n: getattr(networks, n) for n in networks.__all__}, config.network.name, "config.network")
+    if not 0 <= (rate := config.network.get("dropout", 0.0)) < 1:
+        raise UserError(f"config.network.dropout must be at least 0 and less than 1, got {rate}")
     return lookup.call(cls, field="config.network", **lookup.fields(config.network))
 
 

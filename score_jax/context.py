@@ -32,7 +32,7 @@ from score_jax.build import (
     resolve,
 )
 from score_jax.errors import UserError
-from score_jax.objective import has_teacher, make_loss
+from score_jax.objective import check_jumps, check_teacher, has_teacher, make_loss
 from score_jax.sde import sample_prior
 from score_jax.workdir import SampleFile, open_workdir, save_samples, sole_writer
 
@@ -91,8 +91,9 @@ class Run:
         lookup.call(lambda: jax.eval_shape(loss_fn, params, self.key_train, batch, params), field="config.training")
         if self.pretrained:
             self.params = load_params(pathlib.Path(self.pretrained), self.network, self.dataset.shape)
-        # A mistake in its name fails here; runs that were begun already need it for training only.
-        self.teacher = [] if (self.workdir / "config.yaml").exists() else self.load_teacher()
+        begun = (self.workdir / "config.yaml").exists()
+        if not multihost_utils.broadcast_one_to_all(np.array(begun)):
+            self.teacher  # noqa: B018  What is wrong with it is told before there is a workdir.
         if jax.process_index() == 0:
             open_workdir(self.workdir, config.to_dict())
         multihost_utils.sync_global_devices("the workdir is there")
@@ -104,10 +105,10 @@ class Run:
 
     def first_state(self) -> train.TrainState:
         """The state before any training: fresh, or with the parameters of a teacher or a published checkpoint."""
-        if not self.pretrained and not self.teacher:
+        if not self.pretrained and not has_teacher(self.config):
             return jax.jit(self.init_state, out_shardings=self.shardings)()
         init = functools.partial(train.init_state, optimizer=self.optimizer)
-        return jax.jit(init, out_shardings=self.shardings)(*(self.teacher or [self.params]))
+        return jax.jit(init, out_shardings=self.shardings)(self.params if self.pretrained else self.teacher[0])
 
     def tensor_axes(self) -> dict[str, int]:
         """How the network's parameters divide over the mesh's axis `tensor`."""
@@ -122,6 +123,7 @@ class Run:
             self.classes, self.classifier = self.load_classifier()
         score_fn = make_guided_score_fn(config, sde, self.network, None, jnp.zeros(1, jnp.int32), self.classifier)
         make_sampler(config, sde, score_fn)
+        check_jumps(config, self.sde)
         example = jnp.zeros((2, *self.dataset.shape))
         jax.eval_shape(lambda: make_grid(config, sde, lambda x, t: x, example))
 
@@ -137,22 +139,32 @@ class Run:
 
         return num_classes(other.config), jax.tree_util.Partial(log_likelihood, other.restore()[1].ema)
 
-    def load_teacher(self) -> list[Any]:
+    @functools.cached_property
+    def teacher(self) -> list[Any]:
         """The parameters of the network that is distilled, of another run or of `pretrained`; otherwise nothing."""
         if not has_teacher(self.config):
             return []
         field = "training.distillation.teacher"
         if self.pretrained and not self.config.training.distillation.teacher:
-            return [self.params]
-        same = "sde", "network", "parameterization", "conditioning", "data.image_size", "data.centered"
-        return [self.other(field, "the one to distil", same).restore()[1].ema]
+            params = self.params
+        else:
+            other = self.other(
+                field, "the network to distil", ("sde", "parameterization", "conditioning", "data.centered")
+            )
+            check_teacher(self.config, other.config)
+            if other.dataset.shape != self.dataset.shape:
+                raise UserError(f"config.{field}: of data {other.dataset.shape} there and {self.dataset.shape} here")
+            params = other.restore()[1].ema
+        return [jax.device_put(params, self.shardings.params)]
 
     def other(self, field: str, what: str, same: tuple[str, ...]) -> "Run":
-        """The run whose workdir a field of the config names, if it is like this one in some others."""
+        """The run whose workdir a field of the config names, if it is like this one in some others, on its devices."""
         path = functools.reduce(getattr, field.split("."), self.config)
         if not path or not (file := pathlib.Path(path) / "config.yaml").exists():
-            raise UserError(f"config.{field} must be the workdir of {what}, got {path!r}")
-        other = Run(ConfigDict(yaml.safe_load(file.read_text())), pathlib.Path(path))
+            raise UserError(f"config.{field} must be the workdir of {what}, and there is no run in {path!r}")
+        config = ConfigDict(yaml.safe_load(file.read_text()))
+        config.mesh, config.distributed = self.config.mesh, self.config.distributed
+        other = Run(config, pathlib.Path(path))
         configs = [json.loads(json.dumps(run.config.to_dict())) for run in (self, other)]  # Without tuples, as YAML.
         for name in same:
             here, there = (functools.reduce(dict.get, name.split("."), config) for config in configs)

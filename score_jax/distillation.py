@@ -20,7 +20,8 @@ apart:
 - consistency: where the student's own jump from a point a little further down the path ends, s being the last time
   (Song et al. 2023), so that one jump from any time ends there.  That point is on the teacher's path (distillation,
   Algorithm 2), or, without a teacher, on the straight line from the data through the noise (training, Algorithm 3),
-  which has the flow for its mean.
+  which has the flow for its mean.  The second jump is the student's as it is, not an average of before (Song &
+  Dhariwal 2023, "Improved Techniques for Training Consistency Models", Section 3.2).
 
 The first is sampled by `ddim` on the student's grid, the second by `samplers.consistency`.
 """
@@ -53,7 +54,8 @@ def progressive_distillation(
       teacher: a score.
       x0: data, `[batch, *event]`.
       ts: the teacher's grid, `[2 n + 1]` decreasing times; the student's is `ts[::2]`.
-      weight: `weight(sde, t)`, in the shape of `t`; the default is the published "SNR + 1" for data of variance 1/4.
+      weight: `weight(sde, t)`, in the shape of `t`; of the error of the posterior mean `edm_weighting` is
+        SNR + 1/sigma_data^2, the published "SNR + 1" where the data have variance 1.
 
     Returns:
       `[batch]`.
@@ -76,7 +78,7 @@ def consistency_distillation(
 ) -> Array:
     """The loss of a student whose jumps from two points of a teacher's path end alike (Song et al. 2023, Algorithm 2).
 
-    The second point is one step of Heun's method below the first.  The second jump is not differentiated.
+    The second point is one step of Heun's method below the first; the jump from there is not differentiated.
 
     Args:
       key: a PRNG key for the noise and, for each example, the step.

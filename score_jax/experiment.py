@@ -1,4 +1,4 @@
-"""The modes of `run.py`.  With `build` and `context`, which make the objects, the only reader of a config."""
+"""The modes of `run.py`.  With `build`, `objective` and `context`, which make the objects, they alone read configs."""
 
 import contextlib
 import errno
@@ -61,7 +61,6 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
             f"{sharding.num_shards(mesh)} devices"
         )
     run.dataset.read(np.arange(1))  # What cannot be read fails here.
-    run.teacher = run.teacher or run.load_teacher()
     rows = sharding.local_rows(mesh, batch_size)
     batches = data.batches(run.dataset, batch_size, seed=config.seed, rows=rows)
     with checkpoint.open_manager(run.workdir / "checkpoints") as manager:
@@ -79,11 +78,12 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
             accumulate=accumulate,
             out_shardings=(run.shardings, sharding.replicated(mesh)),
         )
+        teacher = run.teacher if start < num_steps else []
         silent = contextlib.nullcontext(lambda step, metrics: None)  # One process writes for all.
         first = jax.process_index() == 0
         with MetricLog(run.workdir, start=start, num_steps=num_steps) if first else silent as log:
             return train.fit(
-                lambda state, key, batch: step_fn(state, key, batch, *run.teacher),
+                lambda state, key, batch: step_fn(state, key, batch, *teacher),
                 state,
                 run.key_train,
                 (sharding.put_local(mesh, batch, batch_size) for batch in batches),

@@ -12,11 +12,11 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from score_jax import data, distillation, lookup, losses, networks, timesteps, train
-from score_jax.build import is_classifier, make_log_likelihood, make_score_fn, num_classes
+from score_jax.build import is_classifier, make_log_likelihood, make_network, make_score_fn, num_classes
 from score_jax.errors import UserError
 from score_jax.sde import SDE
 
-__all__ = ["has_teacher", "make_loss"]
+__all__ = ["check_jumps", "check_teacher", "has_teacher", "make_loss"]
 
 
 def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
@@ -58,6 +58,47 @@ def has_teacher(config: ConfigDict) -> bool:
     return "teacher" in inspect.signature(_objective(config)).parameters
 
 
+def check_jumps(config: ConfigDict, sde: SDE) -> None:
+    """Raise a `UserError` if a distilled network is sampled in other steps than those that it learns."""
+    training, sampling = config.training, config.sampling.to_dict()
+    if training.objective not in distillation.__all__:
+        return
+    due = {"t_min": sde.t_min, "corrector": {"name": ""}, "denoise": False, "sampler": {"name": "consistency"}}
+    if training.objective == distillation.progressive_distillation.__name__:
+        steps = training.distillation.num_steps // 2
+        due |= {"sampler": {"name": "ddim"}, "grid": training.distillation.grid, "num_steps": steps}
+    due |= {"guidance": sampling["guidance"] | {"name": ""}}
+    for name, value in due.items():
+        if sampling[name] != value:
+            raise UserError(
+                f"config.sampling.{name}: a network of {training.objective} takes the steps that it learned, so this "
+                f"must be {value!r}, got {sampling[name]!r}"
+            )
+
+
+def check_teacher(config: ConfigDict, teacher: ConfigDict) -> None:
+    """Raise a `UserError` if one experiment's network cannot be the teacher of another's."""
+    field, training, other = "config.training.distillation.teacher", config.training, teacher.training
+    ours, theirs = (
+        {name: tuple(v) if isinstance(v, list) else v for name, v in vars(make_network(c)).items() if name[0] != "_"}
+        for c in (config, teacher)
+    )
+    for name in sorted(ours.keys() - {"dropout", "remat", "dtype"}):
+        if ours[name] != theirs.get(name):
+            raise UserError(f"{field}: config.network.{name} is {theirs.get(name)!r} there and {ours[name]!r} here")
+    if training.label_dropout and not other.label_dropout:
+        raise UserError(f"{field}: it knows no 'no class': it was trained without config.training.label_dropout")
+    if other.objective not in distillation.__all__:
+        return
+    here, there = ((t.objective, t.distillation.grid, t.distillation.num_steps) for t in (training, other))
+    halved = distillation.progressive_distillation.__name__
+    if here[0] != halved or there != (halved, here[1], 2 * here[2]):
+        raise UserError(
+            f"{field}: it is a student of {there[0]} on {there[1]!r} of {there[2]} steps; only {halved} on the same "
+            f"grid of half as many steps goes on from one, here {here[0]} on {here[1]!r} of {here[2]}"
+        )
+
+
 def _objective(config: ConfigDict) -> Callable[..., Array]:
     field = "config.training.objective"
     return lookup.find((losses, distillation), config.training.objective, field, takes="key, sde")
@@ -66,22 +107,19 @@ def _objective(config: ConfigDict) -> Callable[..., Array]:
 def _losses(config: ConfigDict, sde: SDE) -> Callable[..., Array]:
     """The objective of each example, `losses(key_t, key_noise, x, *fns) -> [batch]`, of a network, and its teacher."""
     training, objective = config.training, _objective(config)
-    if is_classifier(config):
-        weighted = objective
-    else:
-        weight = lookup.find(losses, training.weighting, "config.training.weighting", takes="sde, t")
-        if weight is losses.edm_weighting:
-            weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
-        weighted = functools.partial(objective, weight=weight)
+    draw = lookup.find(timesteps, training.times, "config.training.times", takes="key, sde, n")
+    if draw is timesteps.draw_levels:
+        draw = functools.partial(draw, num_levels=config.num_levels)
+    weight = lookup.find(losses, training.weighting, "config.training.weighting", takes="sde, t")
+    if weight is losses.edm_weighting:
+        weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
+    weighted = objective if is_classifier(config) else functools.partial(objective, weight=weight)
     if training.objective in distillation.__all__:
         field = "config.training.distillation"
         grid = lookup.find(timesteps, training.distillation.grid, f"{field}.grid", takes="sde, n")
         with jax.ensure_compile_time_eval():
             ts = lookup.call(grid, sde, training.distillation.num_steps, field=f"{field}.num_steps")
         return lambda key_t, key_noise, x, *fns: weighted(key_noise, sde, *fns, x, ts)
-    draw = lookup.find(timesteps, training.times, "config.training.times", takes="key, sde, n")
-    if draw is timesteps.draw_levels:
-        draw = functools.partial(draw, num_levels=config.num_levels)
 
     def losses_of(key_t: Array, key_noise: Array, x: Array, fn: Callable) -> Array:
         t, importance = draw(key_t, sde, len(x))

@@ -41,6 +41,7 @@ FREE = (
     "training.checkpoint_every",
     "training.accumulate",
     "training.max_skipped",
+    "training.distillation.teacher",
     "sampling",
     "evaluation",
     "editing",

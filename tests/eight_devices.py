@@ -107,6 +107,16 @@ def test_evaluation_and_likelihood_are_those_of_one_device(workdirs):
         assert tables[1][key] == pytest.approx(value, rel=rel, abs=1e-4), key
 
 
+def test_a_teacher_of_one_device_is_divided_as_its_student_is(workdirs, tmp_path):
+    config = config_on({"data": 2, "fsdp": 4}, objective="consistency_distillation")
+    config.training.distillation.update(teacher=str(workdirs / "one"), grid="log_snr", num_steps=4)
+    config.sampling.update(sampler={"name": "consistency"}, t_min=1e-5, denoise=False)
+    run = experiment.Run(config, tmp_path)
+    for teacher, student in zip(jax.tree.leaves(run.teacher), jax.tree.leaves(run.first_state().params), strict=True):
+        assert teacher.sharding == student.sharding
+        np.testing.assert_array_equal(teacher, student)
+
+
 def test_fully_sharded_state_is_an_eighth(tmp_path):
     """Of parameters, average and optimizer at most 1/7 on each device."""
     config = config_on({"data": 1, "fsdp": 8})

@@ -7,7 +7,7 @@ import pytest
 from test_experiment import tiny, untrained
 
 import score_jax as sj
-from score_jax import experiment, objective, timesteps
+from score_jax import context, experiment, objective, timesteps
 from score_jax.errors import UserError
 
 # Data N(MEAN, VARIANCE I) in 3 dimensions.
@@ -154,63 +154,141 @@ def test_an_odd_grid_is_an_error():
         )
 
 
+@pytest.mark.parametrize("t_min", [1e-3, 2e-3, 3e-3, 5e-3])
+def test_jumps_end_without_noise_wherever_that_is(t_min):
+    """Compiled, the time that a jump ends at and the last of the grid differ by rounding."""
+    sde = sj.OrnsteinUhlenbeck(t_min=t_min)
+    sampler, x = sj.consistency(sde, lambda x, t: -x), jnp.ones((2, 3))
+    ends = jax.jit(lambda ts: sj.sample(jax.random.key(0), sampler, x, ts))(jnp.array([sde.t_max, t_min]))
+    expected, _ = sj.ddim(sde, lambda x, t: -x).step(None, x, sde.t_max, t_min, ())
+    np.testing.assert_allclose(ends, expected, atol=1e-3)
+
+
 def distilled(teacher, objective="consistency_distillation"):
     config = tiny("consistency_digits")
     config.training.update(objective=objective, num_steps=2, learning_rate=0.0)
     config.training.distillation.update(teacher=str(teacher), num_steps=4)
-    config.sampling.num_steps = 1
+    config.sampling.update(grid="karras", num_steps=2)
+    if objective == "progressive_distillation":
+        config.sampling.sampler.name = "ddim"
     return config
 
 
 class Linear:
-    """A network that is its parameter times x, and notes which parameters were used in training."""
+    """A network that is its parameter times x, and notes which parameters were used in training, with which labels."""
 
     def __init__(self):
-        self.trained = {}
+        self.trained, self.labels = {}, []
 
     def apply(self, params, x, cond, y, *, train=False, rngs=None):
         self.trained[float(params)] = train
+        self.labels.append(y)
         return params * x
 
 
 def test_the_teacher_has_parameters_of_its_own_and_is_not_in_training():
-    network = Linear()
-    loss_fn = objective.make_loss(distilled("somewhere"), sj.EDM(), network)
-    batch = {"x": jnp.full((4, 2, 2, 1), 0.5), "y": jnp.zeros(4, jnp.int32)}
+    network, config = Linear(), distilled("somewhere")
+    config.network.num_classes = 3
+    loss_fn = objective.make_loss(config, sj.EDM(), network)
+    batch = {"x": jnp.full((4, 2, 2, 1), 0.5), "y": jnp.arange(4) % 3}
     one, other = (loss_fn(0.4, jax.random.key(0), batch, teacher) for teacher in (0.8, 1.6))
     assert abs(one - other) > 0.01 * one
     assert network.trained == {0.4: True, 0.8: False, 1.6: False}
+    assert all((y == batch["y"]).all() for y in network.labels)
 
 
-def test_distillation_begins_with_the_teacher_and_leaves_it_alone(tmp_path):
-    """At a learning rate of 0 the student remains its teacher, and is one itself."""
-    teacher = untrained(tiny("edm_digits"), tmp_path / "teacher")
-    config = distilled(teacher)
-    experiment.run(config, "train", tmp_path / "student")
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return untrained(tiny("edm_digits"), tmp_path_factory.mktemp("teacher") / "edm_digits")
+
+
+def test_distillation_begins_with_the_teacher_and_goes_on_without(tmp_path, teacher):
+    """At a learning rate of 0 the student remains its teacher; a run that was begun, and its end, need no teacher."""
+    config, student = distilled(teacher), tmp_path / "student"
+    experiment.run(config, "train", student)
     (_, before), (_, after) = (
-        experiment.Run(c, w).restore() for c, w in ((tiny("edm_digits"), teacher), (config, tmp_path / "student"))
+        experiment.Run(c, w).restore() for c, w in ((tiny("edm_digits"), teacher), (config, student))
     )
     jax.tree.map(np.testing.assert_array_equal, before.ema, after.params)
-    assert np.load(tmp_path / "student/samples/step_2.npz")["arr_0"].shape == (5, 8, 8, 1)
-    again = distilled(tmp_path / "student", "progressive_distillation")
-    assert jax.tree.leaves(experiment.Run(again, tmp_path / "next").teacher)
-    (tmp_path / "teacher/config.yaml").unlink()
-    experiment.run(config, "sample", tmp_path / "student")  # Without the teacher.
+    samples = np.load(student / "samples/step_2.npz")["arr_0"]
+    assert samples.shape == (5, 8, 8, 1)
+    config.training.distillation.teacher = "moved"
+    experiment.run(config, "train", student)  # Finished: it samples.
+    np.testing.assert_array_equal(np.load(student / "samples/step_2.npz")["arr_0"], samples)
 
 
-def test_mistakes_of_distillation_get_one_line(tmp_path):
-    teacher = untrained(tiny("vp_digits"), tmp_path / "teacher")
-    other, odd, grid = distilled(teacher), distilled(teacher, "progressive_distillation"), distilled(teacher)
-    odd.training.distillation.num_steps = 3
-    grid.training.distillation.grid = "karas"
-    for config, message in (
-        (distilled(""), r"training\.distillation\.teacher must be the workdir of the one to distil, got ''"),
-        (other, r"another config\.sde: .*'VP'.* there and .*'EDM'"),
-        (odd, "an even number of steps, got 3"),
-        (grid, "unknown name 'karas'; did you mean 'karras'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            experiment.run(config, "train", tmp_path / "student")
-        with pytest.raises(UserError, match="--mode=likelihood needs a score, and"):
-            experiment.run(config, "likelihood", tmp_path / "student")
-        assert not (tmp_path / "student").exists()
+def test_the_network_that_training_begins_with(tmp_path, teacher, monkeypatch):
+    """That of `--pretrained`, which is the teacher, too, where there is no other."""
+    config = distilled(teacher)
+    ones = jax.tree.map(jnp.ones_like, experiment.Run(tiny("edm_digits"), teacher).restore()[1].ema)
+    monkeypatch.setattr(context, "adopt", lambda config, path: config)
+    monkeypatch.setattr(context, "load_params", lambda *_: ones)
+    run = experiment.Run(config, tmp_path / "both", pretrained="file")
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(run.first_state().params))
+    assert not all((leaf == 1).all() for leaf in jax.tree.leaves(run.teacher))
+    config.training.distillation.teacher = ""
+    run = experiment.Run(config, tmp_path / "one", pretrained="file")
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves((run.teacher, run.first_state().ema)))
+
+
+def test_dropout_and_precision_are_the_students_own(tmp_path, teacher):
+    config = distilled(teacher)
+    config.network.update(dropout=0.1, dtype="bfloat16", remat=True)
+    assert experiment.Run(config, tmp_path / "student").teacher
+
+
+def test_students_of_two_steps_are_teachers_of_one(tmp_path, teacher):
+    two, one = (distilled(teacher, "progressive_distillation") for _ in range(2))
+    untrained(two, tmp_path / "two")
+    one.training.distillation.update(teacher=str(tmp_path / "two"), num_steps=2)
+    one.sampling.num_steps = 1
+    assert experiment.Run(one, tmp_path / "one").teacher
+    for wrong in (distilled(tmp_path / "two"), distilled(tmp_path / "two", "progressive_distillation")):
+        with pytest.raises(UserError, match="it is a student of progressive_distillation on 'karras' of 4 steps; only"):
+            experiment.Run(wrong, tmp_path / "wrong")
+
+
+PROGRESSIVE = "progressive_distillation"
+MISTAKES = {
+    "no teacher": ("", {"training.distillation.teacher": ""}, "workdir of the network to distil, and there is no run"),
+    "process": ("", {"sde.t_max": 70.0}, r"another config\.sde: .*80.* there and .*70"),
+    "network": ("", {"network.features": 8}, "config.network.features is 4 there and 8 here"),
+    "no class": ("", {"network.num_classes": 10}, "config.network.num_classes is 0 there and 10 here"),
+    "grid": ("", {"training.distillation.grid": "karas"}, "unknown name 'karas'; did you mean 'karras'"),
+    "odd": (PROGRESSIVE, {"training.distillation.num_steps": 5}, "an even number of steps, got 5"),
+    "times": ("", {"training.times": "draw_unifrom"}, "unknown name 'draw_unifrom'"),
+    "sampler": ("", {"sampling.sampler.name": "heun"}, r"sampling\.sampler: .* must be {'name': 'consistency'}, got"),
+    "corrector": (
+        "",
+        {"sampling.corrector.name": "langevin_corrector"},
+        r"sampling\.corrector: .* must be {'name': ''}",
+    ),
+    "t_min": ("", {"sampling.t_min": 0.01}, r"sampling\.t_min: .* must be 0\.002, got 0\.01"),
+    "denoise": ("", {"sampling.denoise": True}, r"sampling\.denoise: .* must be False"),
+    "steps": (PROGRESSIVE, {"sampling.num_steps": 4}, r"sampling\.num_steps: .* must be 2, got 4"),
+    "dropout": ("", {"network.dropout": 1.0}, r"config\.network\.dropout must be at least 0 and less than 1, got 1\.0"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_distillation_get_one_line(tmp_path, teacher, name):
+    """Before there is a workdir, which would be one of the mistake."""
+    objective, fields, message = MISTAKES[name]
+    config = distilled(teacher, *filter(None, [objective]))
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        experiment.run(config, "train", tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_without_no_class_has_no_student_with_it():
+    config, teacher = tiny("vp_digits_conditional"), tiny("vp_digits_conditional")
+    objective.check_teacher(config, teacher)
+    teacher.training.label_dropout = 0.0
+    with pytest.raises(UserError, match="knows no 'no class'"):
+        objective.check_teacher(config, teacher)
+
+
+def test_modes_that_need_a_score_are_refused(tmp_path, teacher):
+    with pytest.raises(UserError, match="--mode=likelihood needs a score, and consistency_distillation makes"):
+        experiment.run(distilled(teacher), "likelihood", tmp_path / "student")

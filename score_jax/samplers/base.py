@@ -76,7 +76,7 @@ def sample(
       sampler: the method.
       x: the state at `ts[0]`, `[batch, *event]`; usually `sample_prior`.
       ts: `[n + 1]` decreasing times, see `score_jax.timesteps`.  A step from a time to itself changes nothing, but for
-        correctors and `stochastic_heun`, which draw noise there.
+        correctors, `stochastic_heun` and `consistency`, which draw noise there.
       trajectory: return every state instead of the last.
 
     Returns:

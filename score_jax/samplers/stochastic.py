@@ -124,7 +124,9 @@ def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]
 
 def forward_kernel(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
     """`(a, b)` of Eq. 2."""
-    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * root(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
+    # Where t is s, but compiled into a constant, the difference may be rounding of the wrong sign.
+    one_minus_r = jnp.maximum(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)), 0.0)
+    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * root(one_minus_r)
 
 
 def stochastic_heun(
