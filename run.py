@@ -1,5 +1,7 @@
 """Train, sample and evaluate: python run.py --config=configs/vp_digits.py [--mode=train] [--config.a.b=value]."""
 
+import functools
+import operator
 import pathlib
 import re
 import sys
@@ -7,7 +9,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment, a file of configs/.",
+    lock_config=False,  # See `check_fields`.
+    accept_new_attributes=True,
+)
 MODE = flags.DEFINE_string(
     "mode",
     "train",
@@ -19,12 +27,30 @@ PRETRAINED = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
 
 
+# Parts of a config that give arguments to what they name, of which a file need not list all.
+NAMED = "sde", "network", "parameterization", "sampling.sampler", "sampling.corrector", "sampling.guidance"
+NAMED += "editing.operator", "editing.method"
+
+
+def check_fields() -> None:
+    """Raise a `KeyError` at a flag for a field that the file lacks, but for arguments, which are checked where used."""
+    file = flags.FlagValues()
+    alone = ["run.py", f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}"]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=file, sys_argv=alone)
+    file(alone)
+    for path in config_flags.get_override_values(flags.FLAGS["config"]):
+        if path.rpartition(".")[0] not in NAMED:
+            functools.reduce(operator.getitem, path.split("."), file.config)
+    CONFIG.value.lock()
+
+
 def parse(argv: list[str]) -> list[str]:
     """The flags, or one line about the mistake in them."""
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             sys.exit("error: --config is missing: name an experiment, --config=configs/vp_digits.py say")
+        check_fields()
     except flags.Error as error:
         # What the experiment says of the word behind a colon, `configs/vp_cifar.py:ncsnpp`, comes with a traceback.
         last = str(error).strip().splitlines()[-1]

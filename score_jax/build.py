@@ -83,6 +83,9 @@ def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
     Args:
       config: that of a file with some fields set by hand.
       given: those fields, `sampling.sampler.name` say; an argument among them stays, and is an error where it is wrong.
+
+    Raises:
+      UserError: for an argument of a corrector or of guidance where there is none.
     """
     config = copy.deepcopy(config)
     for part in ("sampling.sampler", "sampling.corrector"):
@@ -93,6 +96,10 @@ def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
                 for name in lookup.fields(node).keys() - inspect.signature(fn).parameters.keys():
                     if f"{part}.{name}" not in given:
                         del node[name]
+    for part in ("sampling.corrector", "sampling.guidance"):
+        lost = [name for name in given if name.startswith(f"{part}.") and name != f"{part}.name"]
+        if lost and not operator.attrgetter(part)(config).name:
+            raise UserError(f"config.{lost[0]}: nothing takes it: set config.{part}.name, too")
     if "sampling.sampler.name" in given and "sampling.step_size" not in given and not _langevin(config):
         with config.sampling.ignore_type():
             config.sampling.step_size = 0.0

@@ -402,6 +402,15 @@ def test_a_diverging_run_ends_with_its_last_good_parameters(tmp_path):
     ("flags", "words"),
     [
         (["--config.trainin.num_steps=3"], "no field 'trainin'; did you mean 'training'?"),
+        (["--config.training.num_step=3"], "no field 'num_step'; did you mean 'num_steps'?"),
+        (
+            ["--config.sampling.sampler.name=ddim", "--config.sampling.sampler.et=0.5"],
+            "ddim has no parameter 'et'; did",
+        ),
+        (
+            ["--config.sampling.corrector.snr=0.1"],
+            "corrector.snr: nothing takes it: set config.sampling.corrector.name",
+        ),
         (["--mod=train"], "Did you mean: mode"),
         (["stray"], "unexpected argument 'stray'"),
         (["--config.sde.name=VPP"], "did you mean 'VP'?"),
