@@ -27,9 +27,10 @@ PRETRAINED = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
 
 
-# Parts of a config that give arguments to what they name, of which a file need not list all.
-NAMED = "sde", "network", "parameterization", "sampling.sampler", "sampling.corrector", "sampling.guidance"
-NAMED += "editing.operator", "editing.method"
+# Parts of a config that give arguments to what they name, of which a file need not list all, by mode; none of them
+# changes what a run has learned.
+NAMED = {"sampling.sampler", "sampling.corrector", "sampling.guidance"}
+RESTORE = NAMED | {"editing.operator", "editing.method"}
 
 
 def check_fields() -> None:
@@ -39,7 +40,7 @@ def check_fields() -> None:
     config_flags.DEFINE_config_file("config", None, "", flag_values=file, sys_argv=alone)
     file(alone)
     for path in config_flags.get_override_values(flags.FLAGS["config"]):
-        if path.rpartition(".")[0] not in NAMED:
+        if path.rpartition(".")[0] not in (RESTORE if MODE.value == "restore" else NAMED):
             functools.reduce(operator.getitem, path.split("."), file.config)
     CONFIG.value.lock()
 

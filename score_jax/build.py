@@ -97,8 +97,8 @@ def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
                     if f"{part}.{name}" not in given:
                         del node[name]
     for part in ("sampling.corrector", "sampling.guidance"):
-        lost = [name for name in given if name.startswith(f"{part}.") and name != f"{part}.name"]
-        if lost and not operator.attrgetter(part)(config).name:
+        lost = [name for name in given if name.startswith(f"{part}.")]
+        if lost and f"{part}.name" not in lost and not operator.attrgetter(part)(config).name:
             raise UserError(f"config.{lost[0]}: nothing takes it: set config.{part}.name, too")
     if "sampling.sampler.name" in given and "sampling.step_size" not in given and not _langevin(config):
         with config.sampling.ignore_type():
@@ -222,6 +222,10 @@ def make_sampler(config: ConfigDict, sde: SDE, score_fn: ScoreFn) -> samplers.Sa
         fn = lookup.find(samplers, chosen.name, field, takes="sde, score_fn")
         fields = lookup.fields(chosen)
         if step_size and fn is samplers.annealed_langevin_corrector:
+            if "snr" in fields:
+                raise UserError(
+                    f"{field}.snr: config.sampling.step_size stands for it: set one of them to 0 or leave it"
+                )
             # The published step size, at the smallest level, is 2 snr^2 sigma^2.
             fields["snr"] = jnp.sqrt(step_size / 2) / sde.sigma(sde.t_min)
         return lookup.call(fn, sde, score_fn, field=field, **fields)

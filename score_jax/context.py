@@ -47,11 +47,13 @@ class Run:
       config: the experiment.
       workdir: where its files lie.
       pretrained: a published checkpoint to start from, where the workdir has none of its own; '' for none.
+      lends: whether it is opened by another run, for its parameters.
     """
 
     config: ConfigDict
     workdir: pathlib.Path
     pretrained: str = ""
+    lends: bool = False
 
     def __post_init__(self):
         check_numbers(self.config)
@@ -80,7 +82,7 @@ class Run:
         )
         # Mistakes fail here, before any work.
         self.classes, self.classifier = num_classes(config), None
-        if not is_classifier(config):
+        if not is_classifier(config) and not self.lends:
             self.check_sampling()
         self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
         self.shardings = sharding.of_state(self.mesh, self.state, self.tensor_axes())
@@ -148,9 +150,8 @@ class Run:
         if self.pretrained and not self.config.training.distillation.teacher:
             params = self.params
         else:
-            other = self.other(
-                field, "the network to distil", ("sde", "parameterization", "conditioning", "data.centered")
-            )
+            same = "sde", "network.name", "parameterization", "conditioning", "num_levels", "data.centered"
+            other = self.other(field, "the network to distil", same)
             check_teacher(self.config, other.config)
             if other.dataset.shape != self.dataset.shape:
                 raise UserError(f"config.{field}: of data {other.dataset.shape} there and {self.dataset.shape} here")
@@ -163,8 +164,10 @@ class Run:
         if not path or not (file := pathlib.Path(path) / "config.yaml").exists():
             raise UserError(f"config.{field} must be the workdir of {what}, and there is no run in {path!r}")
         config = ConfigDict(yaml.safe_load(file.read_text()))
-        config.mesh, config.distributed = self.config.mesh, self.config.distributed
-        other = Run(config, pathlib.Path(path))
+        devices = self.mesh.shape  # Other networks may not divide over the axis `tensor`.
+        config.mesh = dict(data=devices["data"] * devices["tensor"], fsdp=devices["fsdp"], tensor=1)
+        config.distributed = self.config.distributed
+        other = Run(config, pathlib.Path(path), lends=True)
         configs = [json.loads(json.dumps(run.config.to_dict())) for run in (self, other)]  # Without tuples, as YAML.
         for name in same:
             here, there = (functools.reduce(dict.get, name.split("."), config) for config in configs)

@@ -44,14 +44,27 @@ def choose(options: dict[str, Any], name: str, field: str) -> Any:
 
 def call(fn: Callable, *args: Any, field: str, **kwargs: Any) -> Any:
     """Call with a config's fields as keyword arguments; a mistake in them is a `UserError`."""
-    known = list(inspect.signature(fn).parameters)[len(args) :]
-    for name in kwargs:
+    parameters = inspect.signature(fn).parameters
+    known = list(parameters)[len(args) :]
+    for name, value in kwargs.items():
         if name not in known:
             raise UserError(f"{field}: {fn.__name__} has no parameter {name!r}{nearest(name, known)}")
+        if (kind := _kind(parameters[name].default)) and isinstance(value, KINDS) and _kind(value) != kind:
+            raise UserError(f"{field}.{name} must be {kind}, {parameters[name].default!r} say, got {value!r}")
     try:
         return fn(*args, **kwargs)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from error
+
+
+KINDS = bool, int, float, str, tuple
+
+
+def _kind(value: Any) -> str:
+    """What a plain value is, in words; nothing for others."""
+    if isinstance(value, bool):
+        return "True or False"
+    return "a number" if isinstance(value, int | float) else "a word" if isinstance(value, str) else ""
 
 
 def fields(config: ConfigDict) -> dict[str, Any]:

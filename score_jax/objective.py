@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
@@ -63,11 +64,12 @@ def check_jumps(config: ConfigDict, sde: SDE) -> None:
     training, sampling = config.training, config.sampling.to_dict()
     if training.objective not in distillation.__all__:
         return
-    due = {"t_min": sde.t_min, "corrector": {"name": ""}, "denoise": False, "sampler": {"name": "consistency"}}
+    sampling["sampler"] = {name: value for name, value in sampling["sampler"].items() if value}  # Without an eta of 0.
+    due = {"t_min": sde.t_min, "denoise": False, "sampler": {"name": "consistency"}}
     if training.objective == distillation.progressive_distillation.__name__:
         steps = training.distillation.num_steps // 2
         due |= {"sampler": {"name": "ddim"}, "grid": training.distillation.grid, "num_steps": steps}
-    due |= {"guidance": sampling["guidance"] | {"name": ""}}
+    due |= {part: sampling[part] | {"name": ""} for part in ("corrector", "guidance")}
     for name, value in due.items():
         if sampling[name] != value:
             raise UserError(
@@ -115,10 +117,7 @@ def _losses(config: ConfigDict, sde: SDE) -> Callable[..., Array]:
         weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
     weighted = objective if is_classifier(config) else functools.partial(objective, weight=weight)
     if training.objective in distillation.__all__:
-        field = "config.training.distillation"
-        grid = lookup.find(timesteps, training.distillation.grid, f"{field}.grid", takes="sde, n")
-        with jax.ensure_compile_time_eval():
-            ts = lookup.call(grid, sde, training.distillation.num_steps, field=f"{field}.num_steps")
+        ts = _times(config, sde)
         return lambda key_t, key_noise, x, *fns: weighted(key_noise, sde, *fns, x, ts)
 
     def losses_of(key_t: Array, key_noise: Array, x: Array, fn: Callable) -> Array:
@@ -126,6 +125,18 @@ def _losses(config: ConfigDict, sde: SDE) -> Callable[..., Array]:
         return importance * weighted(key_noise, sde, fn, x, t)
 
     return losses_of
+
+
+def _times(config: ConfigDict, sde: SDE) -> Array:
+    """The grid of `config.training.distillation`, `[num_steps + 1]`."""
+    field, n = "config.training.distillation", config.training.distillation.num_steps
+    grid = lookup.find(timesteps, config.training.distillation.grid, f"{field}.grid", takes="sde, n")
+    with jax.ensure_compile_time_eval():
+        ts = lookup.call(grid, sde, n, field=f"{field}.num_steps")
+        halves = n % 2 == 0 and _objective(config) is distillation.progressive_distillation
+        if halves and not np.allclose(ts[::2], grid(sde, n // 2), rtol=1e-3):
+            raise UserError(f"{field}.grid: every second time of {grid.__name__!r} is not its grid of half the steps")
+    return ts
 
 
 def _label_dropout(config: ConfigDict) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from core_cases import CASES
 from jax.sharding import AxisType, PartitionSpec
-from test_experiment import tiny
+from test_experiment import tiny, untrained
 
 from score_jax import experiment, sharding, train
 from score_jax.errors import UserError
@@ -115,6 +115,19 @@ def test_a_teacher_of_one_device_is_divided_as_its_student_is(workdirs, tmp_path
     for teacher, student in zip(jax.tree.leaves(run.teacher), jax.tree.leaves(run.first_state().params), strict=True):
         assert teacher.sharding == student.sharding
         np.testing.assert_array_equal(teacher, student)
+
+
+def test_a_run_of_more_devices_than_there_are_lends_its_network(workdirs, tmp_path):
+    """A classifier made on 16 devices, say, guides a network that divides over `tensor`, which it does not."""
+    classifier = tiny("classifier_digits")
+    classifier.network.update(features=4, multipliers=(1,))
+    file = untrained(classifier, tmp_path / "classifier") / "config.yaml"
+    file.write_text(file.read_text().replace("data: -1", "data: 16"))
+    config = config_on({"data": 2, "tensor": 4})
+    config.network = dict(name="DiT", width=16, depth=1, heads=4)
+    config.sampling.guidance.update(name="classifier_guidance", classifier=str(tmp_path / "classifier"))
+    run = experiment.Run(config, tmp_path / "run")
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(run.classifier)} == {8}
 
 
 def test_fully_sharded_state_is_an_eighth(tmp_path):

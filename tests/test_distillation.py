@@ -165,12 +165,15 @@ def test_jumps_end_without_noise_wherever_that_is(t_min):
     np.testing.assert_allclose(ends, expected, atol=1e-3)
 
 
+PROGRESSIVE = "progressive_distillation"
+
+
 def distilled(teacher, objective="consistency_distillation"):
     config = tiny("consistency_digits")
     config.training.update(objective=objective, num_steps=2, learning_rate=0.0)
     config.training.distillation.update(teacher=str(teacher), num_steps=4)
     config.sampling.update(grid="karras", num_steps=2)
-    if objective == "progressive_distillation":
+    if objective == PROGRESSIVE:
         config.sampling.sampler.name = "ddim"
     return config
 
@@ -232,30 +235,39 @@ def test_the_network_that_training_begins_with(tmp_path, teacher, monkeypatch):
     assert all((leaf == 1).all() for leaf in jax.tree.leaves((run.teacher, run.first_state().ema)))
 
 
-def test_dropout_and_precision_are_the_students_own(tmp_path, teacher):
-    config = distilled(teacher)
+def test_dropout_precision_and_what_is_off_are_the_students_own(tmp_path, teacher):
+    config = distilled(teacher, PROGRESSIVE)
     config.network.update(dropout=0.1, dtype="bfloat16", remat=True)
+    with config.unlocked():
+        config.sampling.sampler.eta = 0.0
+        config.sampling.corrector.snr = 0.16
     assert experiment.Run(config, tmp_path / "student").teacher
 
 
 def test_students_of_two_steps_are_teachers_of_one(tmp_path, teacher):
-    two, one = (distilled(teacher, "progressive_distillation") for _ in range(2))
+    two, one = (distilled(teacher, PROGRESSIVE) for _ in range(2))
     untrained(two, tmp_path / "two")
     one.training.distillation.update(teacher=str(tmp_path / "two"), num_steps=2)
     one.sampling.num_steps = 1
     assert experiment.Run(one, tmp_path / "one").teacher
-    for wrong in (distilled(tmp_path / "two"), distilled(tmp_path / "two", "progressive_distillation")):
+    for wrong in (distilled(tmp_path / "two"), distilled(tmp_path / "two", PROGRESSIVE)):
         with pytest.raises(UserError, match="it is a student of progressive_distillation on 'karras' of 4 steps; only"):
             experiment.Run(wrong, tmp_path / "wrong")
 
 
-PROGRESSIVE = "progressive_distillation"
 MISTAKES = {
     "no teacher": ("", {"training.distillation.teacher": ""}, "workdir of the network to distil, and there is no run"),
     "process": ("", {"sde.t_max": 70.0}, r"another config\.sde: .*80.* there and .*70"),
     "network": ("", {"network.features": 8}, "config.network.features is 4 there and 8 here"),
     "no class": ("", {"network.num_classes": 10}, "config.network.num_classes is 0 there and 10 here"),
     "grid": ("", {"training.distillation.grid": "karas"}, "unknown name 'karas'; did you mean 'karras'"),
+    "ladder": (
+        PROGRESSIVE,
+        {"training.distillation.grid": "ladder", "sampling.grid": "ladder"},
+        "every second time of 'ladder' is not",
+    ),
+    "levels": ("", {"num_levels": 3}, "another config.num_levels: 0 there and 3 here"),
+    "eta": (PROGRESSIVE, {"sampling.sampler.eta": 0.5}, r"sampling\.sampler: .* must be {'name': 'ddim'}, got"),
     "odd": (PROGRESSIVE, {"training.distillation.num_steps": 5}, "an even number of steps, got 5"),
     "times": ("", {"training.times": "draw_unifrom"}, "unknown name 'draw_unifrom'"),
     "sampler": ("", {"sampling.sampler.name": "heun"}, r"sampling\.sampler: .* must be {'name': 'consistency'}, got"),
@@ -276,7 +288,8 @@ def test_mistakes_of_distillation_get_one_line(tmp_path, teacher, name):
     """Before there is a workdir, which would be one of the mistake."""
     objective, fields, message = MISTAKES[name]
     config = distilled(teacher, *filter(None, [objective]))
-    config.update_from_flattened_dict(fields)
+    with config.unlocked():
+        config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=message):
         experiment.run(config, "train", tmp_path / "student")
     assert not (tmp_path / "student").exists()

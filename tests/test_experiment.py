@@ -398,6 +398,18 @@ def test_a_diverging_run_ends_with_its_last_good_parameters(tmp_path):
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
+def test_the_command_line_gives_arguments_that_a_config_does_not_list(tmp_path):
+    """They are on record before there is anything to sample from."""
+    given = ["--config.sampling.sampler.name=ddim", "--config.sampling.sampler.eta=0.5"]
+    given += ["--config.sampling.corrector.name=langevin_corrector", "--config.sampling.corrector.snr=0.3"]
+    command = [sys.executable, "run.py", "--config=configs/toy2d.py", "--mode=sample", f"--workdir={tmp_path / 'w'}"]
+    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "has no checkpoint: train first" in done.stderr
+    sampling = yaml.safe_load((tmp_path / "w/config.yaml").read_text())["sampling"]
+    assert sampling["sampler"] == {"name": "ddim", "eta": 0.5}
+    assert sampling["corrector"] == {"name": "langevin_corrector", "snr": 0.3}
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -411,6 +423,11 @@ def test_a_diverging_run_ends_with_its_last_good_parameters(tmp_path):
             ["--config.sampling.corrector.snr=0.1"],
             "corrector.snr: nothing takes it: set config.sampling.corrector.name",
         ),
+        (
+            ["--config.sampling.sampler.name=ddim", "--config.sampling.sampler.eta=half"],
+            "sampler.eta must be a number, 0.0",
+        ),
+        (["--config.network.rescale=False"], "no field 'rescale'"),
         (["--mod=train"], "Did you mean: mode"),
         (["stray"], "unexpected argument 'stray'"),
         (["--config.sde.name=VPP"], "did you mean 'VP'?"),
