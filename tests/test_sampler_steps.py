@@ -80,9 +80,10 @@ def test_times_can_be_a_list_and_wrong_ones_are_named(mixture):
     np.testing.assert_array_equal(sj.sample(*args, ts), sj.sample(*args, jnp.array(ts)))
     with pytest.raises(FloatingPointError, match="after step 2 of 2: the times should be above 0 and not increase"):
         sj.sample(*args, [1.0, 0.5, 0.0])
-    noisy = sj.euler_maruyama(sde, mixture.score_fn(sde))
-    with pytest.raises(FloatingPointError, match="after step 1 of 2: the times should be above 0 and not increase"):
-        sj.sample(jax.random.key(0), noisy, x, [0.5, 0.9, 0.1])
+    for make in (sj.euler_maruyama, sj.ancestral, sj.ddpm, sj.reverse_diffusion):
+        noisy = make(sde, mixture.score_fn(sde))
+        with pytest.raises(FloatingPointError, match="after step 1 of 2: the times should be above 0 and not increase"):
+            sj.sample(jax.random.key(0), noisy, x, [0.5, 0.9, 0.1])
     wild = sj.ddim(sde, lambda x, t: x * jnp.inf)
     with pytest.raises(FloatingPointError, match="after step 1 of 2: take more steps or another sampler"):
         sj.sample(jax.random.key(0), wild, x, ts)

@@ -106,9 +106,10 @@ def consistency(sde: SDE, score_fn: ScoreFn) -> Sampler:
     A step jumps to t_min, as DDIM would, and goes up to s again with fresh noise (Eq. 2).  For the networks of
     `score_jax.distillation` alone, whose jumps follow the flow; of any other network a jump is the posterior mean.
     """
-    jump, t_min = ddim(sde, score_fn), jnp.asarray(sde.t_min)
+    jump = ddim(sde, score_fn)
 
     def step(key, x, t, s, state):
+        t_min = jnp.minimum(s, sde.t_min)  # No constant: compiled, its signal-to-noise ratio would differ by rounding.
         end, _ = jump.step(key, x, t, t_min, ())
         a, b = forward_kernel(sde, t_min, s)
         return a * end + b * jax.random.normal(key, x.shape, x.dtype), state
@@ -124,9 +125,7 @@ def ancestral_kernel(sde: SDE, t: Array, s: Array) -> tuple[Array, Array, Array]
 
 def forward_kernel(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
     """`(a, b)` of Eq. 2."""
-    # Where t is s, but compiled into a constant, the difference may be rounding of the wrong sign.
-    one_minus_r = jnp.maximum(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)), 0.0)
-    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * root(one_minus_r)
+    return sde.alpha(t) / sde.alpha(s), sde.sigma(t) * root(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
 
 
 def stochastic_heun(
