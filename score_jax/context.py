@@ -107,10 +107,11 @@ class Run:
 
     def first_state(self) -> train.TrainState:
         """The state before any training: fresh, or with the parameters of a teacher or a published checkpoint."""
-        if not self.pretrained and not has_teacher(self.config):
+        params = self.params if self.pretrained else self.teacher
+        if params is None:
             return jax.jit(self.init_state, out_shardings=self.shardings)()
         init = functools.partial(train.init_state, optimizer=self.optimizer)
-        return jax.jit(init, out_shardings=self.shardings)(self.params if self.pretrained else self.teacher[0])
+        return jax.jit(init, out_shardings=self.shardings)(params)
 
     def tensor_axes(self) -> dict[str, int]:
         """How the network's parameters divide over the mesh's axis `tensor`."""
@@ -142,10 +143,10 @@ class Run:
         return num_classes(other.config), jax.tree_util.Partial(log_likelihood, other.restore()[1].ema)
 
     @functools.cached_property
-    def teacher(self) -> list[Any]:
-        """The parameters of the network that is distilled, of another run or of `pretrained`; otherwise nothing."""
+    def teacher(self) -> Any:
+        """The parameters of the network that is distilled, of another run or of `pretrained`; otherwise None."""
         if not has_teacher(self.config):
-            return []
+            return None
         field = "training.distillation.teacher"
         if self.pretrained and not self.config.training.distillation.teacher:
             params = self.params
@@ -156,7 +157,7 @@ class Run:
             if other.dataset.shape != self.dataset.shape:
                 raise UserError(f"config.{field}: of data {other.dataset.shape} there and {self.dataset.shape} here")
             params = other.restore()[1].ema
-        return [jax.device_put(params, self.shardings.params)]
+        return jax.device_put(params, self.shardings.params)
 
     def other(self, field: str, what: str, same: tuple[str, ...]) -> "Run":
         """The run whose workdir a field of the config names, if it is like this one in some others, on its devices."""

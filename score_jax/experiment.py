@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import adopt, checkpoint, data, distillation, edit, evaluate, features, lookup, report, sharding, train
+from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, sharding, train
 from score_jax.build import (
     chosen,
     is_classifier,
@@ -29,7 +29,7 @@ from score_jax.build import (
 )
 from score_jax.context import Run
 from score_jax.errors import UserError
-from score_jax.objective import make_loss
+from score_jax.objective import is_distilled, make_loss
 from score_jax.workdir import MetricLog, sole_writer, termination, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
@@ -78,12 +78,12 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
             accumulate=accumulate,
             out_shardings=(run.shardings, sharding.replicated(mesh)),
         )
-        teacher = run.teacher if start < num_steps else []
+        teacher = run.teacher if start < num_steps else None
         silent = contextlib.nullcontext(lambda step, metrics: None)  # One process writes for all.
         first = jax.process_index() == 0
         with MetricLog(run.workdir, start=start, num_steps=num_steps) if first else silent as log:
             return train.fit(
-                lambda state, key, batch: step_fn(state, key, batch, *teacher),
+                lambda state, key, batch: step_fn(state, key, batch, teacher),
                 state,
                 run.key_train,
                 (sharding.put_local(mesh, batch, batch_size) for batch in batches),
@@ -243,7 +243,7 @@ def run(
     act = lookup.choose(MODES, mode, "--mode")
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
-    if config.training.objective in distillation.__all__ and act not in (_train, _sample, _evaluate, _export):
+    if is_distilled(config) and act not in (_train, _sample, _evaluate, _export):
         raise UserError(
             f"--mode={mode} needs a score, and {config.training.objective} makes a network of large steps: there are "
             "train, sample, evaluate, export; or take its teacher"

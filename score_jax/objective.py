@@ -17,7 +17,7 @@ from score_jax.build import is_classifier, make_log_likelihood, make_network, ma
 from score_jax.errors import UserError
 from score_jax.sde import SDE
 
-__all__ = ["check_jumps", "check_teacher", "has_teacher", "make_loss"]
+__all__ = ["check_jumps", "check_teacher", "has_teacher", "is_distilled", "make_loss"]
 
 
 def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
@@ -54,6 +54,11 @@ def make_loss(config: ConfigDict, sde: SDE, network: nn.Module) -> train.LossFn:
     return loss_fn
 
 
+def is_distilled(config: ConfigDict) -> bool:
+    """Whether the network is trained to take large steps, and predicts no score."""
+    return config.training.objective in distillation.__all__
+
+
 def has_teacher(config: ConfigDict) -> bool:
     """Whether training distils a network that is there already."""
     return "teacher" in inspect.signature(_objective(config)).parameters
@@ -62,7 +67,7 @@ def has_teacher(config: ConfigDict) -> bool:
 def check_jumps(config: ConfigDict, sde: SDE) -> None:
     """Raise a `UserError` if a distilled network is sampled in other steps than those that it learns."""
     training, sampling = config.training, config.sampling.to_dict()
-    if training.objective not in distillation.__all__:
+    if not is_distilled(config):
         return
     sampling["sampler"] = {name: value for name, value in sampling["sampler"].items() if value}  # Without an eta of 0.
     due = {"t_min": sde.t_min, "denoise": False, "sampler": {"name": "consistency"}}
@@ -90,7 +95,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict) -> None:
             raise UserError(f"{field}: config.network.{name} is {theirs.get(name)!r} there and {ours[name]!r} here")
     if training.label_dropout and not other.label_dropout:
         raise UserError(f"{field}: it knows no 'no class': it was trained without config.training.label_dropout")
-    if other.objective not in distillation.__all__:
+    if not is_distilled(teacher):
         return
     here, there = ((t.objective, t.distillation.grid, t.distillation.num_steps) for t in (training, other))
     halved = distillation.progressive_distillation.__name__
@@ -116,7 +121,7 @@ def _losses(config: ConfigDict, sde: SDE) -> Callable[..., Array]:
     if weight is losses.edm_weighting:
         weight = functools.partial(weight, sigma_data=config.parameterization.get("sigma_data", 0.5))
     weighted = objective if is_classifier(config) else functools.partial(objective, weight=weight)
-    if training.objective in distillation.__all__:
+    if is_distilled(config):
         ts = _times(config, sde)
         return lambda key_t, key_noise, x, *fns: weighted(key_noise, sde, *fns, x, ts)
 

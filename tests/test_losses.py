@@ -278,7 +278,15 @@ def test_independent_component_analysis():
     np.testing.assert_allclose(product, np.eye(2)[np.argmax(product, axis=1)], atol=0.1)
 
 
+TIMES = jnp.array([0.9, 0.5, 0.1])
+DISTILLED = {
+    "progressive": lambda k, fn, x: sj.progressive_distillation(k, SDE, fn, lambda x, t: -x, x, TIMES),
+    "progressive's teacher": lambda k, fn, x: sj.progressive_distillation(k, SDE, lambda x, t: -x, fn, x, TIMES),
+    "consistency": lambda k, fn, x: sj.consistency_training(k, SDE, fn, x, TIMES),
+    "consistency's teacher": lambda k, fn, x: sj.consistency_distillation(k, SDE, lambda x, t: -x, fn, x, TIMES),
+}
 SCORE_LOSSES = {
+    **{name: lambda k, fn, x, loss=loss: loss(k, lambda x, t: fn(x), x) for name, loss in DISTILLED.items()},
     "denoising": lambda k, fn, x: sj.denoising_score_matching(k, SDE, lambda x, t: fn(x), x, TIME),
     "perturbed": lambda k, fn, x: sj.perturbed_sliced_score_matching(k, SDE, lambda x, t: fn(x), x, TIME),
     "ncsn": lambda k, fn, x: sj.ncsn_score_matching(k, lambda x, sigma: fn(x), x, SIGMAS),
