@@ -98,7 +98,7 @@ def dropout(x: Array, key: Array, rate: float) -> Array:
 
     An element is kept where a hash of its position and the key is above the rate: h(h(i + k_1) + k_2), h a bijection of
     the 32-bit integers (Wellons 2018, "lowbias32").  It is computed in passing wherever the mask is needed; drawn by
-    JAX's own generator the masks took a seventh of a training step of DDPM++ on CPU, and as much of its compilation.
+    JAX's own generator the masks took a sixth of the time of DDPM++'s gradient on CPU, and as much of its compilation.
 
     Raises:
       ValueError: unless 0 <= rate < 1.
