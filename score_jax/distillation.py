@@ -29,12 +29,12 @@ The first is sampled by `ddim` on the student's grid, the second by `samplers.co
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from score_jax.divergence import check_shape
 from score_jax.losses import edm_weighting
-from score_jax.samplers.deterministic import ddim, heun
 from score_jax.sde import SDE, ScoreFn, expand, perturb, square
 
 __all__ = ["consistency_distillation", "consistency_training", "progressive_distillation"]
@@ -69,10 +69,8 @@ def progressive_distillation(
     i = 2 * jax.random.randint(key_step, x0.shape[:1], 0, len(ts) // 2)
     t, middle, s = ts[i], ts[i + 1], ts[i + 2]
     x = perturb(sde, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), t)
-    solver = ddim(sde, _checked(teacher))
-    half, _ = solver.step(key, x, t, middle, ())
-    end, _ = solver.step(key, half, middle, s, ())
-    return _regression(sde, score_fn, x, t, end, s, weight)
+    half = _jump(sde, teacher, x, t, middle)
+    return _regression(sde, score_fn, x, t, _jump(sde, teacher, half, middle, s), s, weight)
 
 
 def consistency_distillation(
@@ -89,8 +87,12 @@ def consistency_distillation(
     Returns:
       `[batch]`.
     """
-    solver = heun(sde, _checked(teacher))
-    return _consistency(key, sde, score_fn, x0, ts, lambda x, noise, t, s: solver.step(key, x, t, s, ())[0], weight)
+
+    def below(x: Array, noise: Array, t: Array, s: Array) -> Array:
+        slope, slope_s = _slope(sde, teacher, x, t), _slope(sde, teacher, _jump(sde, teacher, x, t, s), s)
+        return _advance(sde, x, 0.5 * (slope + slope_s), t, s)
+
+    return _consistency(key, sde, score_fn, x0, ts, below, weight)
 
 
 def consistency_training(
@@ -114,18 +116,28 @@ def _consistency(
     i = jax.random.randint(key_step, x0.shape[:1], 0, len(ts) - 1)
     t, s, noise = ts[i], ts[i + 1], jax.random.normal(key_noise, x0.shape, x0.dtype)
     x = perturb(sde, x0, noise, t)
-    end, _ = ddim(sde, _checked(score_fn)).step(key, below(x, noise, t, s), s, ts[-1], ())
-    return _regression(sde, score_fn, x, t, jax.lax.stop_gradient(end), ts[-1], weight)
+    end = jax.lax.stop_gradient(_jump(sde, score_fn, below(x, noise, t, s), s, ts[-1]))
+    return _regression(sde, score_fn, x, t, end, ts[-1], weight)
 
 
-def _checked(score_fn: ScoreFn) -> ScoreFn:
-    return lambda x, t: check_shape(score_fn(x, t), x)
+def _slope(sde: SDE, score_fn: ScoreFn, x: Array, t: Array) -> Array:
+    return -expand(sde.sigma(t), x) * check_shape(score_fn(x, t), x)
+
+
+def _length(sde: SDE, t: Array, s: Array) -> Array:
+    return jnp.exp(-0.5 * sde.log_snr(s)) - jnp.exp(-0.5 * sde.log_snr(t))
+
+
+def _advance(sde: SDE, x: Array, slope: Array, t: Array, s: Array) -> Array:
+    """Eq. 1, as it stands: `ddim`'s own form, through x_0, would round where the levels are close, and s may be t."""
+    return expand(sde.alpha(s), x) * (x / expand(sde.alpha(t), x) + expand(_length(sde, t, s), x) * slope)
+
+
+def _jump(sde: SDE, score_fn: ScoreFn, x: Array, t: Array, s: Array) -> Array:
+    return _advance(sde, x, _slope(sde, score_fn, x, t), t, s)
 
 
 def _regression(sde: SDE, score_fn: ScoreFn, x: Array, t: Array, end: Array, s: Array, weight: Weight) -> Array:
     """w(t) / (2 sigma^2) |eps - (y_s - y_t) / (l_s - l_t)|^2."""
-    alpha_t, sigma_t, alpha_s, sigma_s = (
-        expand(a, x) for a in (sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s))
-    )
-    slope = (end / alpha_s - x / alpha_t) / (sigma_s / alpha_s - sigma_t / alpha_t)
-    return 0.5 * (weight(sde, t) / sde.sigma(t) ** 2) * square(-sigma_t * _checked(score_fn)(x, t) - slope)
+    mean = (end / expand(sde.alpha(s), x) - x / expand(sde.alpha(t), x)) / expand(_length(sde, t, s), x)
+    return 0.5 * (weight(sde, t) / sde.sigma(t) ** 2) * square(_slope(sde, score_fn, x, t) - mean)

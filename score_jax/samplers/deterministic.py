@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, no_state, root
-from score_jax.sde import SDE, ScoreFn, expand, perturb, probability_flow_drift
+from score_jax.sde import SDE, ScoreFn, perturb, probability_flow_drift
 from score_jax.timesteps import time_of_log_snr
 
 __all__ = ["ddim", "dpm_solver_pp_singlestep", "euler", "heun", "picard"]
@@ -37,8 +37,8 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2020, Eqs. 12 and 16): order 1.
 
     x_s = alpha_s x_0 + sigma_s (sqrt(1 - v) eps + sqrt(v) z),  v = eta^2 (1 - SNR_t / SNR_s),  with eps and x_0 the
-    predictions at t.  eta = 0 is Euler's method on Eq. 1, and takes times `[batch]`, too; eta = 1 is ancestral
-    sampling; between them the noise that a step adds has eta times the ancestral standard deviation.
+    predictions at t.  eta = 0 is Euler's method on Eq. 1; eta = 1 is ancestral sampling; between them the noise
+    that a step adds has eta times the ancestral standard deviation.
 
     Raises:
       ValueError: if `eta` is not in [0, 1].
@@ -47,9 +47,8 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
         raise ValueError(f"ddim needs 0 <= eta <= 1, got {eta}")
 
     def step(key, x, t, s, state):
-        sigma = expand(sde.sigma(t), x)
-        eps = -sigma * score_fn(x, t)
-        x0 = (x - sigma * eps) / expand(sde.alpha(t), x)
+        eps = -sde.sigma(t) * score_fn(x, t)
+        x0 = (x - sde.sigma(t) * eps) / sde.alpha(t)
         variance = -(eta**2) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))  # in units of sigma_s^2
         if eta:
             z = jax.random.normal(key, x.shape, x.dtype)
@@ -62,17 +61,14 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
 def heun(sde: SDE, score_fn: ScoreFn) -> Sampler:
     """Heun's method on Eq. 1, two evaluations a step: order 2 (Karras et al. 2022, Algorithm 1).
 
-    y_s = y_t + (l_s - l_t)/2 (eps(x_t, t) + eps(x, s)),  where x is where Euler's step arrives at s.  A step takes
-    times `[batch]`, too.
+    y_s = y_t + (l_s - l_t)/2 (eps(x_t, t) + eps(x, s)),  where x is where Euler's step arrives at s.
     """
 
     def step(key, x, t, s, state):
-        alpha_t, sigma_t, alpha_s, sigma_s = (
-            expand(a, x) for a in (sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s))
-        )
-        y, dl = x / alpha_t, sigma_s / alpha_s - sigma_t / alpha_t
-        slope = -sigma_t * score_fn(x, t)
-        slope_s = -sigma_s * score_fn(alpha_s * (y + dl * slope), s)
+        alpha_t, alpha_s = sde.alpha(t), sde.alpha(s)
+        y, dl = x / alpha_t, sde.sigma(s) / alpha_s - sde.sigma(t) / alpha_t
+        slope = -sde.sigma(t) * score_fn(x, t)
+        slope_s = -sde.sigma(s) * score_fn(alpha_s * (y + dl * slope), s)
         return alpha_s * (y + 0.5 * dl * (slope + slope_s)), state
 
     return Sampler(no_state, step)
