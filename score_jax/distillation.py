@@ -11,19 +11,26 @@ when its eps(x_t, t) is the mean slope of the flow up to where it ends,
     eps(x_t, t) = (y_s - y_t) / (l_s - l_t).                                (2)
 
 It is given as a score, -eps/sigma, like any other, and learned by the loss of denoising score matching
-(`losses`, Eq. 4) with Eq. 2 in the place of the noise.  The weighting by the variance would be a bad one: where there
-is most noise, and the longest jump begins, eps hardly tells what image it leads to.  What y_s is, tells the methods
-apart:
+(`losses`, Eq. 4) with Eq. 2 in the place of the noise.  In every method a jump is made of two, by way of the time m,
+and its slope is the mean of theirs,
 
-- progressive distillation: where two steps of a teacher end (Salimans & Ho 2022, Algorithm 2), so that the student
-  takes one step for two, and is a teacher itself;
-- consistency: where the student's own jump from a point a little further down the path ends, s being the last time
-  (Song et al. 2023), so that one jump from any time ends there.  That point is on the teacher's path (distillation,
-  Algorithm 2), or, without a teacher, on the straight line from the data through the noise (training, Algorithm 3),
-  which has the flow for its mean.  The second jump is the student's as it is, not an average of before (Song &
-  Dhariwal 2023, "Improved Techniques for Training Consistency Models", Section 3.2).
+    r eps_1 + (1 - r) eps_2,    r = (l_m - l_t) / (l_s - l_t),              (3)
 
-The first is sampled by `ddim` on the student's grid, the second by `samplers.consistency`.
+where the difference of y_s and y_t would be one of rounding if the levels are close.  What the two are, tells the
+methods apart:
+
+- progressive distillation: two steps of a teacher (Salimans & Ho 2022, Algorithm 2), so that the student takes one
+  step for two, and is a teacher itself;
+- consistency: a short one, and the student's own from there to the last time (Song et al. 2023), so that one jump
+  from any time ends there.  The short one is on the teacher's path (distillation, Algorithm 2), or, without a teacher,
+  on the straight line from the data through the noise (training, Algorithm 3), which has the flow for its mean: its
+  slope is the noise.  The second is the student's as it is, not an average of before (Song & Dhariwal 2023,
+  "Improved Techniques for Training Consistency Models", Section 3.2).
+
+The weighting by the variance would be a bad one: where there is most noise, and the longest jump begins, eps hardly
+tells what image it leads to.
+
+Students of the first kind are sampled by `ddim` on the student's grid, of the second by `samplers.consistency`.
 """
 
 from collections.abc import Callable
@@ -69,8 +76,9 @@ def progressive_distillation(
     i = 2 * jax.random.randint(key_step, x0.shape[:1], 0, len(ts) // 2)
     t, middle, s = ts[i], ts[i + 1], ts[i + 2]
     x = perturb(sde, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), t)
-    half = _jump(sde, teacher, x, t, middle)
-    return _regression(sde, score_fn, x, t, _jump(sde, teacher, half, middle, s), s, weight)
+    first = _slope(sde, teacher, x, t)
+    second = _slope(sde, teacher, _advance(sde, x, first, t, middle), middle)
+    return _regression(sde, score_fn, x, _mean(sde, first, second, t, middle, s), t, weight)
 
 
 def consistency_distillation(
@@ -88,11 +96,11 @@ def consistency_distillation(
       `[batch]`.
     """
 
-    def below(x: Array, noise: Array, t: Array, s: Array) -> Array:
-        slope, slope_s = _slope(sde, teacher, x, t), _slope(sde, teacher, _jump(sde, teacher, x, t, s), s)
-        return _advance(sde, x, 0.5 * (slope + slope_s), t, s)
+    def heun(x: Array, noise: Array, t: Array, middle: Array) -> Array:
+        slope = _slope(sde, teacher, x, t)
+        return 0.5 * (slope + _slope(sde, teacher, _advance(sde, x, slope, t, middle), middle))
 
-    return _consistency(key, sde, score_fn, x0, ts, below, weight)
+    return _consistency(key, sde, score_fn, x0, ts, heun, weight)
 
 
 def consistency_training(
@@ -106,18 +114,19 @@ def consistency_training(
     Returns:
       `[batch]`.
     """
-    return _consistency(key, sde, score_fn, x0, ts, lambda x, noise, t, s: perturb(sde, x0, noise, s), weight)
+    return _consistency(key, sde, score_fn, x0, ts, lambda x, noise, t, middle: noise, weight)
 
 
 def _consistency(
-    key: Array, sde: SDE, score_fn: ScoreFn, x0: Array, ts: Array, below: Callable[..., Array], weight: Weight
+    key: Array, sde: SDE, score_fn: ScoreFn, x0: Array, ts: Array, short: Callable[..., Array], weight: Weight
 ) -> Array:
     key_step, key_noise = jax.random.split(key)
     i = jax.random.randint(key_step, x0.shape[:1], 0, len(ts) - 1)
-    t, s, noise = ts[i], ts[i + 1], jax.random.normal(key_noise, x0.shape, x0.dtype)
+    t, middle, noise = ts[i], ts[i + 1], jax.random.normal(key_noise, x0.shape, x0.dtype)
     x = perturb(sde, x0, noise, t)
-    end = jax.lax.stop_gradient(_jump(sde, score_fn, below(x, noise, t, s), s, ts[-1]))
-    return _regression(sde, score_fn, x, t, end, ts[-1], weight)
+    first = short(x, noise, t, middle)
+    second = jax.lax.stop_gradient(_slope(sde, score_fn, _advance(sde, x, first, t, middle), middle))
+    return _regression(sde, score_fn, x, _mean(sde, first, second, t, middle, ts[-1]), t, weight)
 
 
 def _slope(sde: SDE, score_fn: ScoreFn, x: Array, t: Array) -> Array:
@@ -129,15 +138,16 @@ def _length(sde: SDE, t: Array, s: Array) -> Array:
 
 
 def _advance(sde: SDE, x: Array, slope: Array, t: Array, s: Array) -> Array:
-    """Eq. 1, as it stands: `ddim`'s own form, through x_0, would round where the levels are close, and s may be t."""
+    """Eq. 1."""
     return expand(sde.alpha(s), x) * (x / expand(sde.alpha(t), x) + expand(_length(sde, t, s), x) * slope)
 
 
-def _jump(sde: SDE, score_fn: ScoreFn, x: Array, t: Array, s: Array) -> Array:
-    return _advance(sde, x, _slope(sde, score_fn, x, t), t, s)
+def _mean(sde: SDE, first: Array, second: Array, t: Array, middle: Array, s: Array) -> Array:
+    """Eq. 3."""
+    r = expand(_length(sde, t, middle) / _length(sde, t, s), first)
+    return r * first + (1 - r) * second
 
 
-def _regression(sde: SDE, score_fn: ScoreFn, x: Array, t: Array, end: Array, s: Array, weight: Weight) -> Array:
-    """w(t) / (2 sigma^2) |eps - (y_s - y_t) / (l_s - l_t)|^2."""
-    mean = (end / expand(sde.alpha(s), x) - x / expand(sde.alpha(t), x)) / expand(_length(sde, t, s), x)
-    return 0.5 * (weight(sde, t) / sde.sigma(t) ** 2) * square(_slope(sde, score_fn, x, t) - mean)
+def _regression(sde: SDE, score_fn: ScoreFn, x: Array, slope: Array, t: Array, weight: Weight) -> Array:
+    """w(t) / (2 sigma^2) |eps - slope|^2."""
+    return 0.5 * (weight(sde, t) / sde.sigma(t) ** 2) * square(_slope(sde, score_fn, x, t) - slope)
