@@ -174,7 +174,7 @@ Y = jnp.array([0.3])
 
 @pytest.fixture(scope="module")
 def particles(mixture):
-    """16 runs for each number of particles: means `[16, 2]`, covariances `[16, 2, 2]`, log evidences `[16]`."""
+    """64 runs for each number of particles: means `[64, 2]`, covariances `[64, 2, 2]`, log evidences `[64]`."""
 
     def run(key, n):
         x = sj.sample_prior(jax.random.fold_in(key, 1), SDE, (n, 2))
@@ -185,27 +185,30 @@ def particles(mixture):
         centred = found.x - mean[None]
         return mean, jnp.einsum("n,nd,ne->de", weights, centred, centred), found.log_evidence
 
-    keys = jax.random.split(jax.random.key(2), 16)
+    keys = jax.random.split(jax.random.key(2), 64)
     return {n: jax.jit(jax.vmap(lambda k, n=n: run(k, n)))(keys) for n in (32, 1024)}
 
 
 def test_particles_converge_to_the_posterior(mixture, particles):
-    """Errors fall as n^-1/2, to a bias of the steps of at most 0.02: to less than 1/5.6 from 32 to 1,024 particles."""
+    """Medians, as the weights have heavy tails: about 0.055 in the mean and 0.017 in the covariance with 32 particles.
+
+    With 1,024 they are about 0.019 and 0.006; four groups of 64 runs differed by 0.005 and by 0.001.
+    """
     errors = {}
     for n, found in particles.items():
         pairs = zip(found[:2], moments(mixture.posterior(B, Y, NOISE_STD)), strict=True)
-        errors[n] = [float(jnp.sqrt(jnp.mean((estimate - exact[None]) ** 2))) for estimate, exact in pairs]
-    for few, many in zip(errors[32], errors[1024], strict=True):
-        assert many < few / 3 + 0.01
-        assert many < 0.04
+        errors[n] = [float(jnp.median(jnp.abs(estimate - exact[None]))) for estimate, exact in pairs]
+    for few, many, bound in zip(errors[32], errors[1024], (0.03, 0.01), strict=True):
+        assert many < few / 2
+        assert many < bound
 
 
 def test_particles_estimate_the_evidence(mixture, particles):
-    """The mean of p(y) over 16 runs, within 4.5 standard errors and 2 % for the steps."""
+    """The mean of p(y) over 64 runs, within 4.5 standard errors and 2 % for the steps."""
     exact = mixture.measurement(B, NOISE_STD).log_prob(Y)
     for found in particles.values():
         ratio = np.exp(found[2] - exact)
-        assert abs(ratio.mean() - 1) < 4.5 * ratio.std(ddof=1) / 4 + 0.02
+        assert abs(ratio.mean() - 1) < 4.5 * ratio.std(ddof=1) / 8 + 0.02
 
 
 def test_systematic_resampling():
