@@ -1,10 +1,12 @@
 """Arithmetic of batches, `[batch, *event]`: each example by itself."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["dot", "expand", "square"]
+__all__ = ["as_precise", "dot", "expand", "square"]
 
 
 def expand(t: ArrayLike, x: Array) -> Array:
@@ -26,6 +28,11 @@ def expand(t: ArrayLike, x: Array) -> Array:
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must be a scalar or have shape {x.shape[:1]}, one value an example, but has {t.shape}")
     return t.reshape(t.shape + (1,) * (x.ndim - 1))
+
+
+def as_precise(t: ArrayLike | Sequence[float], x: Array) -> Array:
+    """`t` in the precision of `x`, float32 at least: with `jax_enable_x64` numbers are float64 where data are not."""
+    return jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def dot(a: Array, b: Array) -> Array:

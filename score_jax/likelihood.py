@@ -48,6 +48,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import as_precise
 from score_jax.divergence import check_number, draw_probes, error_of_mean, exact_divergence, probe_divergence
 from score_jax.ode import integrate
 from score_jax.sde import SDE, ScoreFn, expand, perturb, prior_log_prob, probability_flow_drift, square
@@ -272,7 +273,7 @@ def chain_elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, ts: Array) -> 
         residual = sde.sigma(t) * score_fn(perturb(sde, x, noise, t), t) + noise
         return total + 0.5 * jnp.expm1(sde.log_snr(s) - sde.log_snr(t)) * square(residual), None
 
-    keys = jax.random.split(key, len(ts) - 1)
+    keys, ts = jax.random.split(key, len(ts) - 1), as_precise(ts, x)
     total, _ = jax.lax.scan(term, jnp.zeros(len(x), x.dtype), (keys, ts[:-1], ts[1:]))
     return _ends(sde, x) - total
 

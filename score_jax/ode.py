@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import as_precise
 from score_jax.sde import SDE, ScoreFn, dot, expand, probability_flow_drift, square
 
 __all__ = ["SolverError", "ode_encode", "ode_sample", "ode_solve", "spherical"]
@@ -167,7 +168,7 @@ def integrate(
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(map(repr, SOLVERS))}")
     method, stages = SOLVERS[solver]
     # Python's numbers would be compiled in, and arrays that are like them (weakly typed) compile anew.
-    t, s, rtol, atol = (jnp.asarray(value, float) for value in (t, s, rtol, atol))
+    t, s, rtol, atol = (as_precise(value, jax.tree.leaves(state)[0]) for value in (t, s, rtol, atol))
     state = jax.tree.map(lambda y: jnp.asarray(y, y.dtype), state)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),

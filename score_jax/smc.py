@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import as_precise
 from score_jax.inverse import Forward, check_measurement, posterior_variance
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import check_finite
@@ -82,7 +83,7 @@ def twisted_smc(
     """
     if isinstance(noise_std, int | float) and noise_std <= 0:
         raise ValueError(f"twisted_smc needs noise_std > 0, got {noise_std}")
-    y = jnp.expand_dims(y, 0)
+    y, ts = jnp.expand_dims(y, 0), as_precise(ts, x)
     check_measurement(y, jax.eval_shape(forward, x[:1]))
 
     def log_likelihood(x0: Array, variance: float | Array) -> Array:

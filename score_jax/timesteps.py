@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from score_jax.batches import as_precise
 from score_jax.parameterization import tweedie
 from score_jax.scales import langevin_step_size, largest_distance, level_ratio
 from score_jax.sde import DDPM, SDE, ScoreFn, perturb
@@ -222,7 +223,7 @@ def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, 
         raise ValueError(f"curvature needs at least 2 paths, whose spread is its unit, got {len(x)}")
     if order < 1 or num_points < 2 * order:
         raise ValueError(f"curvature needs order >= 1 and num_points >= 2 order, got {order} and {num_points}")
-    ts = log_snr(sde, num_points)
+    ts = as_precise(log_snr(sde, num_points), x)
     ls = 0.5 * jnp.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), num_points + 1)
 
     def ddim(x: Array, times: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:

@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from score_jax.batches import as_precise
+
 __all__ = ["Sampler", "chain", "sample"]
 
 State = Any
@@ -80,14 +82,14 @@ def sample(
       trajectory: return every state instead of the last.
 
     Returns:
-      The state at `ts[-1]`, in the shape of `x`; with `trajectory`, the states at all of `ts`,
-      `[n + 1, batch, *event]`.
+      The state at `ts[-1]`, in the shape and the precision of `x`, float32 at least; with `trajectory`, the states at
+      all of `ts`, `[n + 1, batch, *event]`.
 
     Raises:
       ValueError: if `ts` is not a vector of at least two times.
       FloatingPointError: if the states are not finite, naming the step; under `jit` they are returned as they are.
     """
-    ts = jnp.asarray(ts)
+    x, ts = as_precise(x, x), as_precise(ts, x)
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts must be a vector of at least 2 times, but has shape {ts.shape}")
 
