@@ -207,7 +207,7 @@ def place_in_cells(images: Array, u: Array, *, centered: bool, dequantized: bool
     """
     levels, offset = (256, 0.0) if dequantized else (255, 0.5)
     stretch, shift = (2, 1) if centered else (1, 0)
-    return stretch * (images + u - offset) / levels - shift, math.log(stretch / levels)
+    return stretch * (jnp.asarray(images, float) + u - offset) / levels - shift, math.log(stretch / levels)
 
 
 def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 1) -> tuple[Array, Array]:

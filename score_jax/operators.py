@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import as_precise
+
 __all__ = ["blur", "decolorize", "downsample", "mask"]
 
 Operator = Callable[[Array], Array]
@@ -28,13 +30,11 @@ def blur(std: float = 1.0) -> Operator:
     if std <= 0:
         raise ValueError(f"blur needs std > 0, got {std}")
 
-    def along(size: int) -> Array:
-        place = jnp.arange(size)
+    def along(x: Array, axis: int) -> Array:
+        place = as_precise(jnp.arange(x.shape[axis]), x)
         return jax.nn.softmax(-0.5 * ((place[:, None] - place[None, :]) / std) ** 2, axis=1)
 
-    return lambda x: jnp.einsum(
-        "ai,bj,nijc->nabc", along(x.shape[1]), along(x.shape[2]), x, precision=jax.lax.Precision.HIGHEST
-    )
+    return lambda x: jnp.einsum("ai,bj,nijc->nabc", along(x, 1), along(x, 2), x, precision=jax.lax.Precision.HIGHEST)
 
 
 def downsample(factor: int = 2) -> Operator:

@@ -137,7 +137,7 @@ def _check_levels(number: int) -> None:
 
 def lattice(key: Array, n: int) -> Array:
     """`[n]` points in [0, 1), a regular lattice moved by one uniform offset."""
-    return (jnp.arange(n) + jax.random.uniform(key)) / n
+    return (jnp.arange(n, dtype=float) + jax.random.uniform(key)) / n
 
 
 def time_of_log_snr(sde: SDE, value: ArrayLike) -> Array:

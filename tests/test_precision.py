@@ -25,6 +25,15 @@ def test_every_function_takes_single_precision_with_x64(module, monkeypatch):
                 assert all(a.dtype != np.float64 for a in found), name
 
 
+@pytest.mark.parametrize("module", core_cases.CASES)
+def test_every_function_works_where_types_are_not_promoted(module):
+    """But for the chains, whose diagnostics are blackjax's."""
+    x = jnp.ones((4, 2))
+    with jax.numpy_dtype_promotion("strict"):
+        for name in core_cases.CASES[module].keys() - {"hmc", "mala", "nuts"}:
+            jax.eval_shape(core_cases.CASES[module][name], jax.random.key(0), x)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_samples_are_of_single_precision_at_least(dtype):
     """Half precision is too coarse for times."""
