@@ -32,7 +32,7 @@ def expand(t: ArrayLike, x: Array) -> Array:
 
 def as_precise(t: ArrayLike | Sequence[float], x: Array) -> Array:
     """`t` in the precision of `x`, float32 at least: with `jax_enable_x64` numbers are float64 where data are not."""
-    return jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.asarray(t, jnp.result_type(x, jnp.float32))
 
 
 def dot(a: Array, b: Array) -> Array:

@@ -113,7 +113,7 @@ def log_prob(
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f"unknown divergence {divergence!r}: choose 'hutchinson' or 'exact'")
     check_number("num_probes", num_probes)
-    exact = divergence == "exact"
+    exact, x = divergence == "exact", as_precise(x, x)
     keys = jax.random.split(key, num_probes)
     probes = None if exact else jax.vmap(lambda k: draw_probes(k, x.shape, probe, x.dtype))(keys)
     # The integrals are kept per dimension, of the size of x whatever the dimension is.
@@ -140,7 +140,7 @@ def _flow(t: Array, state: tuple[Array, Array], args: tuple[SDE, ScoreFn, Array 
         divergence = divergence[None]
     else:
         value, divergence = probe_divergence(field, x, probes)
-    return value, divergence.T / math.prod(x.shape[1:])
+    return value.astype(x.dtype), (divergence.T / math.prod(x.shape[1:])).astype(x.dtype)
 
 
 def bits_per_dim(

@@ -130,7 +130,7 @@ def ode_solve(
 
 
 def _flow(t: Array, x: Array, args: tuple[SDE, ScoreFn]) -> Array:
-    return probability_flow_drift(*args, x, t)
+    return probability_flow_drift(*args, x, t).astype(x.dtype)
 
 
 def integrate(
@@ -169,7 +169,7 @@ def integrate(
     method, stages = SOLVERS[solver]
     # Python's numbers would be compiled in, and arrays that are like them (weakly typed) compile anew.
     t, s, rtol, atol = (as_precise(value, jax.tree.leaves(state)[0]) for value in (t, s, rtol, atol))
-    state = jax.tree.map(lambda y: jnp.asarray(y, y.dtype), state)
+    state = jax.tree.map(lambda y: as_precise(y, y), state)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         method(),

@@ -34,10 +34,32 @@ def test_every_function_works_where_types_are_not_promoted(module):
             jax.eval_shape(core_cases.CASES[module][name], jax.random.key(0), x)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-def test_samples_are_of_single_precision_at_least(dtype):
-    """Half precision is too coarse for times."""
-    with jax.enable_x64(dtype == "float64"):
-        sampler, ts = sj.ddim(sj.VP(), lambda x, t: -x), timesteps.log_snr(sj.VP(), 10)
-        samples = sj.sample(jax.random.key(0), sampler, jnp.ones((2, 3), dtype), ts)
-        assert samples.dtype == jnp.promote_types(dtype, jnp.float32)
+def test_a_score_of_double_precision_is_followed_in_that_of_the_data():
+    with jax.enable_x64(True):
+        x = jnp.ones((4, 2), jnp.float32)
+
+        def double(x, t):
+            return -x.astype(jnp.float64)
+
+        for divergence in ("exact", "hutchinson"):
+            found = sj.log_prob(jax.random.key(0), sj.VP(), double, x, divergence=divergence)
+            assert (found.log_prob.dtype, found.latent.dtype) == (np.float32, np.float32)
+        np.testing.assert_allclose(sj.ode_sample(sj.VP(), double, x), x, rtol=1e-4)
+        np.testing.assert_allclose(found.log_prob, -0.5 * 2 - np.log(2 * np.pi), rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("dtype", "x64"), [("bfloat16", False), ("float32", False), ("float64", False), ("float64", True)]
+)
+def test_results_are_of_single_precision_at_least(dtype, x64):
+    """Half precision is too coarse for times; arrays of numpy, too, and without a warning."""
+    with jax.enable_x64(x64):
+        sde, key, x = sj.VP(), jax.random.key(0), np.ones((2, 3), jnp.dtype(dtype))
+
+        def score_fn(x, t):
+            return -x
+
+        samples = sj.sample(key, sj.ddim(sde, score_fn), x, timesteps.log_snr(sde, 10))
+        found = samples, sj.ode_sample(sde, score_fn, x), sj.log_prob(key, sde, score_fn, x).log_prob
+        assert {a.dtype for a in found} == {np.dtype("float64" if x64 else "float32")}
