@@ -13,8 +13,8 @@ plus grad log psi_t, a step from t to s multiplies the weight by
 
 The products telescope: whatever psi_t, at the end the weights are those of the posterior if the last psi is the
 likelihood, and their mean estimates the evidence p(y) without bias (both for the law that the steps sample).  Where
-psi_t is narrower than the truth, between the modes of a mixture say, few particles come to weigh much: errors fall
-slower than n^-1/2 there.
+psi_t is a poor guess, between the modes of a mixture say, few particles come to weigh much, and errors fall slower
+than n^-1/2; a larger `data_std` and more steps helped little there.
 """
 
 import math
