@@ -24,6 +24,9 @@ MODE = flags.DEFINE_string(
 PRETRAINED = flags.DEFINE_string(
     "pretrained", "", "A published checkpoint to start from: a file, or a directory of diffusers."
 )
+RETUNE = flags.DEFINE_bool(
+    "retune", False, "Let training go on with another learning_rate, warmup_steps, grad_clip or decay; it is recorded."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; runs/<config name> unless told.")
 
 
@@ -78,7 +81,8 @@ def main(_: list[str]) -> None:
     try:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         workdir = WORKDIR.value or f"runs/{name}"
-        experiment.run(CONFIG.value, MODE.value, workdir, pretrained=PRETRAINED.value, given=given)
+        options = dict(pretrained=PRETRAINED.value, given=given, retune=RETUNE.value)
+        experiment.run(CONFIG.value, MODE.value, workdir, **options)
     except UserError as error:
         sys.exit(f"error: {error}")
 

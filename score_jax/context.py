@@ -48,12 +48,14 @@ class Run:
       workdir: where its files lie.
       pretrained: a published checkpoint to start from, where the workdir has none of its own; '' for none.
       lends: whether it is opened by another run, for its parameters.
+      retune: whether to go on with other values of `workdir.TUNED`.
     """
 
     config: ConfigDict
     workdir: pathlib.Path
     pretrained: str = ""
     lends: bool = False
+    retune: bool = False
 
     def __post_init__(self):
         check_numbers(self.config)
@@ -97,7 +99,7 @@ class Run:
         if not multihost_utils.broadcast_one_to_all(np.array(begun)):
             self.teacher  # noqa: B018  What is wrong with it is told before there is a workdir.
         if jax.process_index() == 0:
-            open_workdir(self.workdir, config.to_dict())
+            open_workdir(self.workdir, config.to_dict(), retune=self.retune)
         multihost_utils.sync_global_devices("the workdir is there")
 
     def init_state(self) -> train.TrainState:

@@ -30,7 +30,7 @@ from score_jax.build import (
 from score_jax.context import Run
 from score_jax.errors import UserError
 from score_jax.objective import is_distilled, make_loss
-from score_jax.workdir import MetricLog, sole_writer, termination, write_config
+from score_jax.workdir import MetricLog, read_config, record_changes, sole_writer, termination, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
@@ -41,8 +41,6 @@ MOST_PIXELS = 64 * 64 * 3  # The covariance of more, in float64, takes more than
 def _train(run: Run) -> None:
     first = jax.process_index() == 0
     with sole_writer(run.workdir) if first else contextlib.nullcontext(), termination() as stopped:
-        if first:
-            write_config(run.workdir, run.config.to_dict())
         state = _fit(run, stopped)
     if int(state.step) < run.config.training.num_steps:
         print(f"stopped at step {state.step}; the same command goes on from there")
@@ -71,6 +69,8 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
             print(f"resuming {run.workdir} at step {start}")
         else:
             state = run.first_state()
+        if jax.process_index() == 0:
+            _record(run, start)
         step_fn = train.make_train_step(
             make_loss(config, run.sde, run.network),
             run.optimizer,
@@ -95,6 +95,24 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
                 max_skipped=config.training.max_skipped,
                 stopped=stopped,
             )
+
+
+def _record(run: Run, start: int) -> None:
+    """Put the config that training goes on with after step `start` on record, and say what of it is new."""
+    config = run.config.to_dict()
+    new = config["training"]
+
+    def rate(training: dict[str, Any]) -> float:
+        schedule = {name: training[name] for name in ("num_steps", "warmup_steps", "decay")}
+        return float(train.learning_rate(training["learning_rate"], **schedule)(start - 1))  # Of the last step.
+
+    if start:
+        before, after = rate({**new, **read_config(run.workdir)["training"]}), rate(new)
+        if not math.isclose(before, after, rel_tol=1e-3):
+            ends = f"the cosine now ends at step {new['num_steps']}: " if new["decay"] == "cosine" else ""
+            print(f"{ends}the learning rate at step {start} goes from {before:.2g} to {after:.2g}")
+    record_changes(run.workdir, start, config)
+    write_config(run.workdir, config)
 
 
 def _sample(run: Run) -> None:
@@ -227,6 +245,7 @@ def run(
     *,
     pretrained: str = "",
     given: Collection[str] = (),
+    retune: bool = False,
 ) -> None:
     """Run a mode of an experiment.
 
@@ -236,11 +255,14 @@ def run(
       workdir: where its files lie; made by `train`.
       pretrained: a published checkpoint, a file or a directory, to start from where the workdir has no checkpoint.
       given: fields of the config that were set by hand, see `build.chosen`.
+      retune: whether training may go on with another learning rate, warm-up, clipping or decay than it began with.
 
     Raises:
       UserError: for any mistake in the arguments, in one line.
     """
     act = lookup.choose(MODES, mode, "--mode")
+    if retune and act is not _train:
+        raise UserError(f"--retune is for --mode=train, not for --mode={mode}")
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
     if is_distilled(config) and act not in (_train, _sample, _evaluate, _export):
@@ -258,7 +280,7 @@ def run(
         if jax.process_index() > 0:  # One speaks for all.
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            act(Run(config, workdir, pretrained))
+            act(Run(config, workdir, pretrained, retune=retune))
             if jax.process_index() == 0:
                 print("report:", report.write_report(workdir))
         except OSError as error:

@@ -117,6 +117,16 @@ def _pictures(directory: pathlib.Path) -> list[pathlib.Path]:
     return [path for kind, paths in newest.items() for path in paths[: 3 if kind == "step" else 1]]
 
 
+def _changes(workdir: pathlib.Path) -> list[str]:
+    """What training went on with instead, change by change."""
+    file = workdir / "changes.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [
+        f"From step {row.pop('step'):,} on: {', '.join(f'{n} {new}, before {old}' for n, (old, new) in row.items())}."
+        for row in rows
+    ]
+
+
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
     """Write `workdir/report.html` from the metrics, pictures, evaluation and config that lie in `workdir`."""
     parts = [f"<h1>{html.escape(workdir.absolute().name)}</h1>"]
@@ -141,6 +151,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         data = base64.b64encode(path.read_bytes()).decode()
         title = "Samples" if kind == "step" else html.escape(kind.capitalize())
         parts.append(f'<h2>{title}, step {step}</h2><img class=grid src="data:image/png;base64,{data}">')
+    parts += [f"<p>{html.escape(line)}</p>" for line in _changes(workdir)]
     parts.append(f"<h2>Config</h2><pre>{html.escape((workdir / 'config.yaml').read_text())}</pre>")
     page = workdir / "report.html"
     page.write_text(

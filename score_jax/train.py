@@ -29,7 +29,7 @@ from jax import Array
 
 from score_jax.errors import UserError
 
-__all__ = ["TrainState", "fit", "init_state", "make_optimizer", "make_train_step", "tune_cpu"]
+__all__ = ["TrainState", "fit", "init_state", "learning_rate", "make_optimizer", "make_train_step", "tune_cpu"]
 
 PyTree = Any
 LossFn = Callable[..., Array]
@@ -85,16 +85,13 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_optimizer(
-    learning_rate: float, *, num_steps: int, warmup_steps: int = 0, grad_clip: float = 1.0, decay: str = "constant"
-) -> optax.GradientTransformation:
-    """Adam after clipping by the global norm; the learning rate rises linearly, then stays or falls.
+def learning_rate(peak: float, *, num_steps: int, warmup_steps: int = 0, decay: str = "constant") -> optax.Schedule:
+    """The learning rate by the number of steps taken: it rises linearly, then stays or falls.
 
     Args:
-      learning_rate: the peak.
+      peak: the largest.
       num_steps: all steps, the warm-up included.
       warmup_steps: steps from 0 to the peak.
-      grad_clip: the largest global norm of a gradient.
       decay: `constant`, or `cosine` to zero at `num_steps`.
 
     Raises:
@@ -102,14 +99,23 @@ def make_optimizer(
     """
     if decay not in ("constant", "cosine"):
         raise UserError(f"config.training.decay must be 'constant' or 'cosine', got {decay!r}")
-    rest = optax.constant_schedule(learning_rate)
+    rest = optax.constant_schedule(peak)
     if decay == "cosine":
-        rest = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1))
+        rest = optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))
     # The first step is one of the rise, not a step of length zero.
-    rise = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, max(warmup_steps, 1))
-    return optax.chain(
-        optax.clip_by_global_norm(grad_clip), optax.adam(optax.join_schedules([rise, rest], [warmup_steps]))
-    )
+    rise = optax.linear_schedule(peak / (warmup_steps + 1), peak, max(warmup_steps, 1))
+    return optax.join_schedules([rise, rest], [warmup_steps])
+
+
+def make_optimizer(peak: float, *, grad_clip: float = 1.0, **schedule: Any) -> optax.GradientTransformation:
+    """Adam after clipping by the global norm; its state has one structure, whatever the numbers.
+
+    Args:
+      peak: the largest learning rate.
+      grad_clip: the largest global norm of a gradient.
+      **schedule: the other arguments of `learning_rate`.
+    """
+    return optax.chain(optax.clip_by_global_norm(grad_clip), optax.adam(learning_rate(peak, **schedule)))
 
 
 def make_train_step(
@@ -199,38 +205,51 @@ def fit(
       batches: an iterator that stands at the batch after the state's last.
       num_steps: the step to reach.
       log_every: steps between calls of `log`.
-      checkpoint_every: steps between calls of `save`, which is called after the last step, too.
+      checkpoint_every: steps between calls of `save`, which is called after the last step, too; after a step that was
+        skipped it waits for one that was not, as the parameters may be what the gradient fails at.
       log: `log(step, metrics)`.
       save: `save(step, state)`.
       max_skipped: how many steps in a row may be skipped.
       stopped: asked after every step, with its number; once it is true the state is saved and training ends.
 
     Raises:
-      UserError: when more steps in a row were skipped, after saving what they left as it was.
+      UserError: when more steps in a row were skipped; nothing of them is saved.
     """
     seen: list[dict[str, Array]] = []
-    since = time.perf_counter()
-    for step in range(int(state.step) + 1, num_steps + 1):
+    since, start = time.perf_counter(), int(state.step)
+    saves = stopping = False
+    for step in range(start + 1, num_steps + 1):
         state, metrics = train_step(state, key, next(batches))
         seen.append(metrics)
-        stopping = stopped(step)
-        saves = step % checkpoint_every == 0 or step == num_steps or stopping
+        stopping = stopped(step) or stopping
+        saves = saves or step % checkpoint_every == 0 or step == num_steps or stopping
         if not (saves or step % log_every == 0):
             continue
         rows, skipped = jax.device_get((seen, state.skipped))
         if skipped > max_skipped:
-            save(step, state)
-            raise UserError(
-                f"training diverged: the last {skipped} gradients, up to step {step}, are not finite; they "
-                "changed nothing, and what was before them is saved: try a lower config.training.learning_rate"
-            )
+            raise UserError(_diverged(int(skipped), step, start))
         log(step, _summary(rows) | {"steps_per_second": len(rows) / (time.perf_counter() - since)})
-        if saves:
+        if saves and (not skipped or step == num_steps):
             save(step, state)
-        if stopping:
-            break
+            saves = False
+            if stopping:
+                break
         seen, since = [], time.perf_counter()
     return state
+
+
+def _diverged(skipped: int, step: int, start: int) -> str:
+    """What to tell and to advise when the last `skipped` steps, up to `step`, had no gradient; `start` was restored."""
+    told = f"training diverged: the last {skipped} gradients, up to step {step}, are not finite; "
+    if start and skipped >= step - start:
+        return told + (
+            f"none was since the checkpoint of step {start}: look at the data, or put checkpoints/{start} out of the "
+            "way to go on from the one before"
+        )
+    return told + (
+        "the checkpoints before them are as they were: start again with a lower config.training.learning_rate "
+        "and --retune"
+    )
 
 
 def _summary(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:

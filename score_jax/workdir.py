@@ -27,6 +27,8 @@ __all__ = [
     "MetricLog",
     "SampleFile",
     "open_workdir",
+    "read_config",
+    "record_changes",
     "save_edits",
     "save_samples",
     "sole_writer",
@@ -51,28 +53,31 @@ FREE = (
 )
 
 
-def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
+# What may differ when training goes on and was told that it may: it changes the steps to come.
+TUNED = ("training.learning_rate", "training.warmup_steps", "training.grad_clip", "training.decay")
+
+
+def open_workdir(path: pathlib.Path, config: dict[str, Any], *, retune: bool = False) -> None:
     """Make the directory of a run, or check that it is one of the same config.
 
     Args:
       path: the directory.
       config: the resolved config; in a new directory it is written to `config.yaml`.
+      retune: whether the fields of `TUNED` may differ.
 
     Raises:
       UserError: if the directory holds a run of another config, or files that are no run's.
     """
-    plain = json.loads(json.dumps(config))
     file = path / "config.yaml"
     if file.exists():
-        old, new = dict(_flat(yaml.safe_load(file.read_text()))), dict(_flat(plain))
-        for name in sorted({*old, *new}):
+        for name, (old, new) in _differences(path, config).items():
             # A field younger than the run must be off, as it was then.
-            young = name not in old and not new[name]
-            free = young or any(name == f or name.startswith(f + ".") for f in FREE)
-            if not free and old.get(name) != new.get(name):
+            free = (old is None and not new) or any(name == f or name.startswith(f + ".") for f in FREE)
+            if not free and not (retune and name in TUNED):
+                remedy = ", or go on with --retune" if name in TUNED else ""
                 raise UserError(
-                    f"{path} holds a run of another config: {name} is {old.get(name)!r} there and {new.get(name)!r} "
-                    "here; choose another --workdir, or give the same config"
+                    f"{path} holds a run of another config: {name} is {old!r} there and {new!r} here; choose another "
+                    f"--workdir, or give the same config{remedy}"
                 )
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: choose another --workdir")
@@ -82,6 +87,27 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any]) -> None:
     if not file.exists():
         write_config(path, config)
     (path / "samples").mkdir(exist_ok=True)
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config of `config.yaml`."""
+    return yaml.safe_load((path / "config.yaml").read_text())
+
+
+def _differences(path: pathlib.Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, and their values on record and in `config`; None where there is none."""
+    old, new = (dict(_flat(json.loads(json.dumps(c)))) for c in (read_config(path), config))
+    return {n: (old.get(n), new.get(n)) for n in sorted({*old, *new}) if old.get(n) != new.get(n)}
+
+
+def record_changes(path: pathlib.Path, step: int, config: dict[str, Any]) -> None:
+    """Add to `changes.jsonl` which fields of `TUNED` change after a step, from what is on record to those of `config`.
+
+    A line is `{"step": N, "training.learning_rate": [old, new], ...}`.
+    """
+    if changes := {name: values for name, values in _differences(path, config).items() if name in TUNED}:
+        with (path / "changes.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **changes}) + "\n")
 
 
 def write_config(path: pathlib.Path, config: dict[str, Any]) -> None:

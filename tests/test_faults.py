@@ -129,6 +129,37 @@ def test_samples_survive_a_kill(tmp_path, capsys):
     assert "going on" not in capsys.readouterr().out
 
 
+def test_a_diverged_run_goes_on_with_another_learning_rate(tmp_path, capsys):
+    """From the last good checkpoint, which diverged starts do not push out; the change is said and recorded."""
+    config = tiny("toy2d")
+    config.training.update(num_steps=4, checkpoint_every=1, log_every=1, max_skipped=2, decay="cosine")
+    experiment.run(config, "train", tmp_path)
+    config.training.update(num_steps=20, learning_rate=1e30)
+    with pytest.raises(UserError, match=r"learning_rate is 0.002 there and 1e\+30 here; .* or go on with --retune"):
+        experiment.run(config, "train", tmp_path)
+    with pytest.raises(UserError, match=r"diverged: the last 3 gradients, up to step \d, .* and --retune"):
+        experiment.run(config, "train", tmp_path, retune=True)
+    # What the first step led to could not be known as bad when it was saved.
+    with pytest.raises(UserError, match=r"none was since the checkpoint of step 5: .*put checkpoints/5 out of the way"):
+        experiment.run(config, "train", tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+    (tmp_path / "checkpoints/5").rename(tmp_path / "checkpoints/5.bad")
+    capsys.readouterr()
+    config.training.update(num_steps=5, learning_rate=1e-3)
+    experiment.run(config, "train", tmp_path, retune=True)
+    output = capsys.readouterr().out
+    assert f"resuming {tmp_path} at step 4" in output
+    # The fourth rate, the third after the warm-up, of 4 decaying: 1e-3 (1 + cos(pi 2/4)) / 2.
+    assert "the cosine now ends at step 5: the learning rate at step 4 goes from 9.7e+29 to 0.0005" in output
+    assert "step 5/5  loss" in output
+    changes = [json.loads(line) for line in (tmp_path / "changes.jsonl").read_text().splitlines()]
+    name = "training.learning_rate"
+    assert changes == [{"step": 4, name: [2e-3, 1e30]}, {"step": 4, name: [1e30, 1e-3]}]
+    assert "From step 4 on: training.learning_rate 0.001, before 1e+30." in (tmp_path / "report.html").read_text()
+    with pytest.raises(UserError, match=r"--retune is for --mode=train, not for --mode=sample"):
+        experiment.run(config, "sample", tmp_path, retune=True)
+
+
 def damage(directory: pathlib.Path):
     for path in directory.rglob("*"):
         if path.is_file():

@@ -16,7 +16,9 @@ def quadratic(params, key, batch):
     return jnp.sum((params["w"] - batch) ** 2) / 2
 
 
-def fit(state, step, *, num_steps=10, batches=None, log_every=5, checkpoint_every=4, max_skipped=0, saved=None):
+def fit(
+    state, step, *, num_steps=10, batches=None, log_every=5, checkpoint_every=4, max_skipped=0, saved=None, **options
+):
     logged, saved = [], [] if saved is None else saved
     state = train.fit(
         step,
@@ -29,6 +31,7 @@ def fit(state, step, *, num_steps=10, batches=None, log_every=5, checkpoint_ever
         log=lambda n, metrics: logged.append((n, metrics)),
         save=lambda n, state: saved.append((n, jax.device_get(state))),
         max_skipped=max_skipped,
+        **options,
     )
     return state, logged, saved
 
@@ -86,12 +89,26 @@ def test_gradients_that_are_not_finite_change_nothing_up_to_a_limit():
     assert [(n, metrics["skipped"]) for n, metrics in logged] == [(5, 3), (10, 0)]
     assert logged[0][1]["loss_max"] == pytest.approx(6.0)  # 3 (0 - 2)^2 / 2, of the first step.
     saved = []
-    with pytest.raises(UserError, match="the last 4 gradients, up to step 5, are not finite"):
+    with pytest.raises(UserError, match="the last 4 gradients, up to step 5, are not finite; the checkpoints before"):
         run([good] + [bad] * 4 + [good] * 5, max_skipped=3, saved=saved)
-    ((at, state),) = saved
-    one, _, _ = run([good])
-    assert at == 5
-    jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema), (one.params, one.ema))
+    assert not saved  # What the gradients fail at would stand for a good checkpoint.
+
+
+def test_nothing_is_saved_among_steps_that_were_skipped():
+    """A checkpoint is due after step 4, and a stop is asked for after step 6; batches 4, 6 and 7 are not finite."""
+    optimizer, asked = optax.sgd(0.1), []
+    step = train.make_train_step(quadratic, optimizer, ema_decay=0.5)
+    batches = [jnp.full(3, jnp.nan if i in (4, 6, 7) else 2.0) for i in range(1, 11)]
+
+    def stopped(n):
+        asked.append(n)
+        return n == 6  # Once, as several processes are told.
+
+    options = dict(batches=batches, max_skipped=3, stopped=stopped)
+    state, _, saved = fit(train.init_state({"w": jnp.zeros(3)}, optimizer), step, **options)
+    assert [n for n, _ in saved] == [5, 8]
+    assert asked == list(range(1, 9))
+    assert int(state.step) == 8
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
