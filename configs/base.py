@@ -28,6 +28,7 @@ def base() -> ConfigDict:
                 dir="",  # '': the default of tensorflow-datasets
                 image_size=0,  # 0: as stored
                 crop=0,  # the side of the central square that is resized to image_size; 0: the largest
+                background="",  # the colour behind transparent pixels of image files, 'black' or '#808080'; '': white
                 centered=True,  # to [-1, 1]; otherwise [0, 1]
                 random_flip=False,
                 dequantize=False,
@@ -74,7 +75,7 @@ def base() -> ConfigDict:
             # Of the modes inpaint, colorize, restore and interpolate.
             editing=dict(
                 images="",  # a file or a folder of images; '': the first sampling.num_samples of the test split
-                mask="center",  # what is hidden: 'center', 'left', 'random', or a file that is black there
+                mask="center",  # what is hidden: 'center', 'left', 'random', or a file that is black there, and opaque
                 operator=dict(name="blur"),  # what restore undoes (score_jax.operators); 'mask' is the one above
                 method=dict(name="mmps"),  # how (score_jax.inverse)
                 noise_std=0.1,  # of the noise that restore adds to the measurement, in the range of data.centered

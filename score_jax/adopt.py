@@ -101,7 +101,8 @@ def unread(config: ConfigDict, error: UserError) -> data.Dataset:
 
     if not config.data.image_size:
         raise error
-    return data.Dataset(0, (config.data.image_size, config.data.image_size, 3), read)
+    shape, classes = (config.data.image_size, config.data.image_size, 3), config.network.get("num_classes", 0)
+    return data.Dataset(0, shape, read, num_classes=classes)
 
 
 def export(

@@ -271,10 +271,30 @@ def make_grid(config: ConfigDict, sde: SDE, score_fn: ScoreFn, x: Array) -> Arra
     return lookup.call(grid, *arguments, config.sampling.num_steps, field="config.sampling.num_steps")
 
 
-def open_data(config: ConfigDict, split: str) -> data.Dataset:
-    """A split of the data set of `config.data`."""
+def open_data(config: ConfigDict, split: str, *, classes: int | None = None) -> data.Dataset:
+    """A split of the data set of `config.data`.
+
+    Args:
+      config: the experiment.
+      split: `train` or `test`.
+      classes: how many its labels may be of, 0 where they do not matter; unless told those that the network takes.
+
+    Raises:
+      UserError: if it cannot be opened, or has more classes, or none.
+    """
     fields = {"data_dir": config.data.dir, "image_size": config.data.image_size, "crop": config.data.get("crop")}
-    return data.load(config.data.name, split, **{name: value or None for name, value in fields.items()})
+    fields["background"] = config.data.get("background")
+    dataset = data.load(config.data.name, split, **{name: value or None for name, value in fields.items()})
+    classes = num_classes(config) if classes is None else classes
+    if not classes:
+        return dataset
+    dataset = data.labelled(dataset, classes, f"the {split} split of the data set {config.data.name!r}")
+    if split == "train" and dataset.num_classes < classes:
+        print(
+            f"the data set {config.data.name!r} has {dataset.num_classes} of the {classes} classes that the network "
+            f"takes: of class {dataset.num_classes} and those after it nothing is learned here, but samples are made"
+        )
+    return dataset
 
 
 def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:

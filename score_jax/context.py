@@ -86,7 +86,7 @@ class Run:
         self.classes, self.classifier = num_classes(config), None
         if not is_classifier(config) and not self.lends:
             self.check_sampling()
-        self.state = lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
+        self.state = self.state_without_values()
         self.shardings = sharding.of_state(self.mesh, self.state, self.tensor_axes())
         self.state = jax.tree.map(lambda s, where: s.update(sharding=where), self.state, self.shardings)
         loss_fn = make_loss(config, self.sde, self.network)
@@ -102,8 +102,23 @@ class Run:
             open_workdir(self.workdir, config.to_dict(), retune=self.retune)
         multihost_utils.sync_global_devices("the workdir is there")
 
-    def init_state(self) -> train.TrainState:
-        x, y = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1, jnp.int32)
+    def state_without_values(self) -> train.TrainState:
+        """The shapes of the state; where a network would take images of another size, its error says so."""
+        try:
+            return lookup.call(lambda: jax.eval_shape(self.init_state), field="config.network")
+        except UserError as error:
+            height, width, channels = self.dataset.shape if len(self.dataset.shape) == 3 else (0, 0, 0)
+            if not height or self.config.data.image_size:
+                raise
+            try:
+                jax.eval_shape(lambda: self.init_state((64, 64, channels)))
+            except ValueError:
+                raise error from None
+            advice = "set config.data.image_size, 64 say"
+            raise UserError(f"{error}; they are {height} x {width} as stored: {advice}") from error
+
+    def init_state(self, shape: tuple[int, ...] = ()) -> train.TrainState:
+        x, y = jnp.zeros((1, *(shape or self.dataset.shape))), jnp.zeros(1, jnp.int32)
         params = self.network.init(self.key_params, x, jnp.ones(1), y if num_classes(self.config) else None)
         return train.init_state(params, self.optimizer)
 

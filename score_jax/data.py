@@ -7,16 +7,15 @@ one number, and training resumes at the very batch where it stopped, on any numb
 Images stay uint8 up to the device, where `augment` makes floats of them.  TensorFlow is never
 imported.
 
-A data set is a function `f(split, *, data_dir, image_size, crop)` of this module; any other name is
-an image data set of tensorflow-datasets, prepared beforehand by `prepare`:
+A data set is a function `f(split, *, data_dir, image_size, crop, background)` of this module; any other
+name is an image data set of tensorflow-datasets, prepared beforehand by `prepare`:
 
     python -m score_jax.data cifar10 --data_dir=DIR
 """
 
 import functools
-import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import grain
@@ -24,16 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from PIL import Image
+from PIL import Image, ImageColor
 
 from score_jax.errors import UserError, nearest
-from score_jax.images import SUFFIXES, Files, fit
-from score_jax.prepare import prepare
+from score_jax.files import Files, open_split
+from score_jax.images import fit
+from score_jax.prepare import open_source, prepare
 
 __all__ = ["checkerboard", "digits", "folder", "two_moons"]
 
 SPLITS = ("train", "test")
-FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}  # Of a folder of images, by the split.
 Images = TypeVar("Images", np.ndarray, Array)
 
 
@@ -46,16 +45,26 @@ class Dataset(NamedTuple):
       read: `read(indices [b]) -> (x, y)`: uint8 images `[b, h, w, c]` or float32 vectors
         `[b, d]`, and int32 labels `[b]` (zeros where there are none).
       undivided: whether the other split is of the same examples.
+      num_classes: labels are 0 ... num_classes - 1; 0 where there are none.
+      class_names: the name of each class.
     """
 
     size: int
     shape: tuple[int, ...]
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     undivided: bool = False
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 def load(
-    name: str, split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    crop: int | None = None,
+    background: str | None = None,
 ) -> Dataset:
     """Open a data set by its name.
 
@@ -65,23 +74,59 @@ def load(
       data_dir: where files lie; None for the default of tensorflow-datasets.
       image_size: images are cropped to a square and resized to this; None leaves them alone.
       crop: the side of that square, in the middle; None for the largest.
+      background: the colour behind transparent pixels, by a name that Pillow knows; None for white.
 
     Raises:
-      UserError: if there is no such data set, or it is not on disk.
+      UserError: if there is no such data set, or it is not on disk, or no such colour.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
+    try:
+        ImageColor.getrgb(background or "white")
+    except ValueError as error:
+        raise UserError(f"config.data.background: {error}; 'black' and '#808080' are colours, say") from error
     build = globals()[name] if name in __all__ else functools.partial(_tfds, name)
-    return build(split, data_dir=data_dir, image_size=image_size, crop=crop)
+    return build(split, data_dir=data_dir, image_size=image_size, crop=crop, background=background)
 
 
-def _from_arrays(x: np.ndarray, y: np.ndarray) -> Dataset:
-    return Dataset(len(x), x.shape[1:], lambda indices: (x[indices], y[indices].astype(np.int32)))
+def labelled(dataset: Dataset, num_classes: int, what: str) -> Dataset:
+    """The data set for a network of classes: that its labels are of these is checked, and again as they are read.
+
+    Args:
+      dataset: the data.
+      num_classes: which the network takes, `config.network.num_classes`.
+      what: the data, in the words of an error.
+
+    Raises:
+      UserError: if there are more classes in the data, or none at all.
+    """
+    takes = f"the network takes config.network.num_classes={num_classes} classes"
+    if not dataset.num_classes:
+        raise UserError(f"{takes}, and {what} has none")
+    if dataset.num_classes > num_classes:
+        beyond = ", ".join(map(repr, dataset.class_names[num_classes:][:3]))
+        raise UserError(
+            f"{takes}, and {what} has {dataset.num_classes}, beyond them {beyond}: set config.network.num_classes to "
+            f"{dataset.num_classes}, or leave classes out of the data"
+        )
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, y = dataset.read(indices)
+        for label in y[(y < 0) | (y >= num_classes)][:1]:
+            raise UserError(f"{takes}, 0 to {num_classes - 1}, and {what} has an example of the label {label}")
+        return x, y
+
+    return dataset._replace(read=read)
 
 
-def digits(
-    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
-) -> Dataset:
+def _from_arrays(x: np.ndarray, y: np.ndarray, class_names: Sequence[str]) -> Dataset:
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return x[indices], y[indices].astype(np.int32)
+
+    return Dataset(len(x), x.shape[1:], read, num_classes=len(class_names), class_names=tuple(class_names))
+
+
+def digits(split: str, *, image_size: int | None = None, crop: int | None = None, **_: object) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8 in 17 grey levels: 1,437 to train on, 360 to test."""
     from sklearn.datasets import load_digits
 
@@ -91,38 +136,40 @@ def digits(
         images = np.stack([fit(Image.fromarray(image[..., 0]), image_size, "L", crop) for image in images])
     order = np.random.default_rng(0).permutation(len(images))
     order = order[:1437] if split == "train" else order[1437:]
-    return _from_arrays(images[order], y[order])
+    return _from_arrays(images[order], y[order], "0123456789")
 
 
-def two_moons(
-    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
-) -> Dataset:
+def two_moons(split: str, **_: object) -> Dataset:
     """Two interleaved half circles with Gaussian noise 0.1, of about unit variance; the label is the moon."""
     rng = np.random.default_rng(SPLITS.index(split))
     y = rng.integers(0, 2, 50_000)
     angle = rng.uniform(0, np.pi, y.shape)
     x = np.stack([np.cos(angle) - 0.5, np.sin(angle) - 0.25], axis=1) * np.where(y, -1, 1)[:, None]
-    return _from_arrays((x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32), y)
+    return _from_arrays((x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32), y, ("upper", "lower"))
 
 
-def checkerboard(
-    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
-) -> Dataset:
+def checkerboard(split: str, **_: object) -> Dataset:
     """Uniform on the eight dark fields of a 4x4 board over [-2, 2]^2; the label is the field's column."""
     rng = np.random.default_rng(SPLITS.index(split))
     column = rng.integers(0, 4, 50_000)
     row = 2 * rng.integers(0, 2, column.shape) + column % 2
     x = np.stack([column, row], axis=1) + rng.uniform(size=(len(column), 2)) - 2
-    return _from_arrays(x.astype(np.float32), column)
+    return _from_arrays(x.astype(np.float32), column, "0123")
 
 
 def folder(
-    split: str, *, data_dir: str | None = None, image_size: int | None = None, crop: int | None = None
+    split: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    crop: int | None = None,
+    background: str | None = None,
 ) -> Dataset:
     """A folder of RGB images: in `data_dir/train` and `/test` (or `/val`, `/validation`), or in `data_dir` itself.
 
-    Where it is not divided both splits are all images, and that is printed.  Images in subfolders are labelled by the
-    first of them, in alphabetical order.  A few that cannot be read are named and skipped.
+    Where it is not divided both splits are all images, and that is printed.  The first subfolder on the way to an image
+    is its class: those of the train split are numbered in alphabetical order, and what the test split alone has comes
+    after them.  A few images that cannot be read are named and skipped.
 
     Raises:
       UserError: if the folder is missing or empty, or has the other split alone, or images differ in size and
@@ -130,71 +177,40 @@ def folder(
     """
     if data_dir is None:
         raise UserError("the data set 'folder' needs config.data.dir, a directory of images")
-    places = {s: [d for n in FOLDERS[s] if (d := pathlib.Path(data_dir, n)).is_dir()] for s in SPLITS}
-    if any(places.values()) and not places[split]:
-        raise UserError(
-            f"{data_dir} is divided, but has no folder for the split {split!r}: {' or '.join(FOLDERS[split])}"
-        )
-    root, undivided = pathlib.Path(data_dir), not places[split]
-    if not undivided:
-        root = places[split][0]
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(
-            f"no images ({', '.join(sorted(SUFFIXES))}) in {root}: set config.data.dir to a folder of images"
-        )
-    groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
-    y = np.unique(groups, return_inverse=True)[1].astype(np.int32)
-    if undivided and split == "test":
-        print(f"{root} is not divided into train/ and test/: the test split is all images, those trained on")
-    files = Files(paths, image_size, crop)
+    paths, y, names, undivided = open_split(data_dir, split)
+    files = Files(paths, image_size, crop, background)
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, found = zip(*(files.read(int(i)) for i in indices), strict=True)
-        if len({image.shape for image in images}) > 1:
-            raise UserError(f"the images in {root} differ in size: set config.data.image_size to resize them")
         return np.stack(images), y[list(found)]
 
-    return Dataset(len(paths), read(np.arange(1))[0].shape[1:], read, undivided)
+    return Dataset(len(paths), files.shape, read, undivided, len(names), names)
 
 
-def _tfds(name: str, split: str, *, data_dir: str | None, image_size: int | None, crop: int | None) -> Dataset:
+def _tfds(
+    name: str, split: str, *, data_dir: str | None, image_size: int | None, crop: int | None, background: str | None
+) -> Dataset:
     """An image data set of tensorflow-datasets, read with random access and without TensorFlow."""
-    import tensorflow_datasets as tfds
+    source, form, names = open_source(name, split, data_dir, __all__)
+    if image_size is None and None in form.shape[:2]:
+        raise UserError(f"the images of {name!r} may differ in size: set config.data.image_size to resize them")
+    mode, channels = ("L", 1) if form.shape[-1] == 1 else ("RGB", 3)
 
-    names = tfds.list_builders(with_community_datasets=False)
-    if name.split(":")[0].split("/")[0] not in names:
-        raise UserError(f"unknown data set {name!r}{nearest(name, [*__all__, *names])}")
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        if not builder.data_path.exists():
-            raise FileNotFoundError(builder.data_path)
-        available = list(builder.info.splits)
-        # Some data sets have no test split (FFHQ, LSUN's is 'validation').
-        split = split if split in available else {"test": "validation"}.get(split, split)
-        if split not in available:
-            raise UserError(f"data set {name!r} has no split {split!r}; it has {', '.join(available)}")
-        source = builder.as_data_source(split=split)
-    except (FileNotFoundError, tfds.core.registered.DatasetNotFoundError, NotImplementedError) as error:
-        where = f" --data_dir={data_dir}" if data_dir else ""
-        raise UserError(
-            f"data set {name!r} is not on disk ({error}): prepare it with `python -m score_jax.data {name}{where}`"
-        ) from error
+    def fitted(image: np.ndarray) -> np.ndarray:
+        if image.dtype == np.uint16:
+            image = np.round(image / 257).astype(np.uint8)
+        height, width, _ = image.shape
+        if crop is None and image.shape == (image_size or height, image_size or width, channels):
+            return image
+        image = image.squeeze(2) if image.shape[2] == 1 else image
+        return fit(Image.fromarray(image), image_size, mode, crop, background)
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records = source.__getitems__([int(i) for i in indices])
-        images = [record["image"] for record in records]
-        mode = "L" if images[0].shape[-1] == 1 else "RGB"
-        if image_size is not None or crop is not None:
-            images = [
-                image
-                if crop is None and image.shape[:2] == (image_size, image_size)
-                else fit(Image.fromarray(image.squeeze()), image_size, mode, crop)
-                for image in images
-            ]
-        return np.stack(images), np.array([record.get("label", 0) for record in records], np.int32)
+        y = [record["label"] if names else 0 for record in records]
+        return np.stack([fitted(record["image"]) for record in records]), np.array(y, np.int32)
 
-    return Dataset(len(source), read(np.arange(1))[0].shape[1:], read)
+    return Dataset(len(source), read(np.arange(1))[0].shape[1:], read, num_classes=len(names), class_names=names)
 
 
 def to_float(x: Images, *, centered: bool, noise: Images | None = None) -> Images:
@@ -293,6 +309,8 @@ def _main() -> None:
     parser.add_argument("--data_dir", help="where to write; the default is that of tensorflow-datasets")
     parser.add_argument("--archive", help="CIFAR-10's binary .tar.gz, if it is on disk already")
     arguments = parser.parse_args()
+    if arguments.name in __all__:
+        sys.exit(f"error: the data set {arguments.name!r} needs no preparation")
     try:
         prepare(arguments.name, data_dir=arguments.data_dir, archive=arguments.archive)
     except UserError as error:

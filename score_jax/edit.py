@@ -13,7 +13,7 @@ from score_jax import data, inverse, lookup, operators, parameterization, replac
 from score_jax.build import make_guided_score_fn, make_sampler, open_data
 from score_jax.context import Run
 from score_jax.errors import UserError, nearest
-from score_jax.images import read_images
+from score_jax.files import read_images
 from score_jax.sde import ScoreFn, sample_prior
 from score_jax.sharding import num_shards, put, to_host
 from score_jax.workdir import save_edits
@@ -166,11 +166,11 @@ def _images(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """The uint8 images to edit, in the network's size, and their labels."""
     config, shape = run.config, _image_shape(run)
     if not config.editing.images:
-        test = open_data(config, "test")
+        test = open_data(config, "test", classes=run.classes)
         return test.read(np.arange(min(test.size, config.sampling.num_samples)))
     if run.classes:
         raise UserError("config.editing.images: the network is told classes, and files have none; '' is the test split")
-    images = read_images(pathlib.Path(config.editing.images), shape)
+    images = read_images(pathlib.Path(config.editing.images), shape, background=config.data.get("background") or None)
     return images, np.zeros(len(images), np.int32)
 
 
@@ -182,7 +182,10 @@ def _mask(run: Run) -> Array:
         down, along = (np.arange(size) / size + 0.5 / size for size in (height, width))
         hidden = MASKS[name](down[:, None], along[None, :], np.random.default_rng(run.config.seed))
     elif pathlib.Path(name).is_file():
-        hidden = read_images(pathlib.Path(name), (height, width, 1))[0, :, :, 0] < 128
+        hidden = read_images(pathlib.Path(name), (height, width, 1))[0, :, :, 0] < 128  # What is transparent is white.
+        if hidden.all() or not hidden.any():
+            what = "everything" if hidden.all() else "nothing"
+            raise UserError(f"config.editing.mask: {name} hides {what}: what is black and opaque is hidden")
     else:
         raise UserError(f"config.editing.mask: neither a mask nor a file: {name!r}{nearest(name, MASKS)}")
     return jnp.asarray(~hidden).reshape(1, height, width, 1)

@@ -94,6 +94,8 @@ def against_data(
     """
     rng = np.random.default_rng(0)
     real, y = (np.concatenate(part) for part in zip(*(d.read(np.arange(d.size)) for d in datasets), strict=True))
+    if classifier and (y < 0).any():
+        raise UserError("config.evaluation.classifier: there are real images without a label: set it to False")
     order = rng.permutation(len(real))
     real = data.to_float(real[order], centered=True)
     generated = data.to_float(generated, centered=True)
@@ -119,7 +121,13 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], 
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(max_iter=2000).fit(pixels(x), y)
-    return lambda samples: model.predict_proba(pixels(samples))
+
+    def probabilities(samples: np.ndarray) -> np.ndarray:
+        table = np.zeros((len(samples), y.max() + 1))  # Of a class without examples, too.
+        table[:, model.classes_] = model.predict_proba(pixels(samples))
+        return table
+
+    return probabilities
 
 
 def likelihood(

@@ -128,6 +128,10 @@ def _evaluate(run: Run) -> None:
     batch_size = config.sampling.batch_size
     # Mistakes fail here, before the sampling.
     extractor, test = _extractor(run), open_data(config, "test")
+    if config.evaluation.classifier and not extractor and test.num_classes < 2:
+        raise UserError(
+            f"config.evaluation.classifier: {config.data.name!r} has no two classes to tell apart: set it to False"
+        )
     if extractor:
         field, statistics = "config.evaluation.statistics", config.evaluation.statistics
         options = dict(batch_size=batch_size, statistics=statistics, mesh=run.mesh)

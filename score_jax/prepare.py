@@ -1,9 +1,9 @@
-"""Data sets of tensorflow-datasets, downloaded and written as the array_record files that `data` reads."""
+"""Data sets of tensorflow-datasets: downloaded and written as array_record files, and those files opened."""
 
 import functools
 import pathlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,47 @@ from PIL import Image
 
 from score_jax.errors import UserError, nearest
 
-__all__ = ["prepare"]
+__all__ = ["open_source", "prepare"]
+
+
+def open_source(name: str, split: str, data_dir: str | None, ours: Sequence[str]) -> tuple[Any, Any, tuple[str, ...]]:
+    """The records of a split, with random access and without TensorFlow; the feature of their images; their classes.
+
+    Args:
+      name: of an image data set of tensorflow-datasets.
+      split: `train` or `test`.
+      data_dir: where its files lie; None for the default of tensorflow-datasets.
+      ours: names of data sets from elsewhere, one of which may have been meant.
+
+    Raises:
+      UserError: if there is no such data set, it is not on disk, or it lacks the split or images.
+    """
+    import tensorflow_datasets as tfds
+
+    names = tfds.list_builders(with_community_datasets=False)
+    if name.split(":")[0].split("/")[0] not in names:
+        listed = [*ours, f"{len(names)} of tensorflow-datasets"]
+        raise UserError(f"unknown data set {name!r}{nearest(name, [*ours, *names], listed=listed)}")
+    try:
+        builder = _builder(name, data_dir=data_dir, file_format="array_record")
+        if not builder.data_path.exists():
+            raise FileNotFoundError(builder.data_path)
+        available = list(builder.info.splits)
+        # Some data sets have no test split (FFHQ, LSUN's is 'validation').
+        split = split if split in available else {"test": "validation"}.get(split, split)
+        if split not in available:
+            raise UserError(f"data set {name!r} has no split {split!r}; it has {', '.join(available)}")
+        features = dict(builder.info.features.items())
+        image, label = features.get("image"), features.get("label")
+        if not isinstance(image, tfds.features.Image) or np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
+            raise UserError(f"data set {name!r} has no 'image' of 8 or 16 bits; it has {', '.join(features)}")
+        classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) and label.num_classes else ()
+        return builder.as_data_source(split=split), image, classes
+    except (FileNotFoundError, tfds.core.registered.DatasetNotFoundError, NotImplementedError) as error:
+        where = f" --data_dir={data_dir}" if data_dir else ""
+        raise UserError(
+            f"data set {name!r} is not on disk ({error}): prepare it with `python -m score_jax.data {name}{where}`"
+        ) from error
 
 
 def prepare(name: str, *, data_dir: str | None = None, archive: str | None = None) -> None:
@@ -27,7 +67,7 @@ def prepare(name: str, *, data_dir: str | None = None, archive: str | None = Non
     """
     import tensorflow_datasets as tfds
 
-    make = functools.partial(_cifar, archive) if name == "cifar10" else functools.partial(tfds.builder, name)
+    make = functools.partial(_cifar, archive) if name == "cifar10" else functools.partial(_builder, name)
     try:
         make(data_dir=data_dir, file_format="array_record").download_and_prepare(file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError as error:
@@ -39,6 +79,18 @@ def prepare(name: str, *, data_dir: str | None = None, archive: str | None = Non
             f"({str(error).splitlines()[0]}): prepare it where that is installed, by tfds.builder({name!r}, "
             "data_dir=DIR, file_format='array_record').download_and_prepare(), and set config.data.dir to a copy of DIR"
         ) from error
+
+
+def _builder(name: str, **kwargs: Any) -> Any:
+    """tensorflow-datasets' builder by a name that may state a config and a version, `name/config:1.0.0`."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, **kwargs)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"unknown data set {name!r}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _cifar(archive: str | None, **kwargs: Any):

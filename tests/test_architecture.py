@@ -25,6 +25,7 @@ EDGE = {
     "adopt",
     "features",
     "sharding",
+    "files",
     "images",
     "prepare",
 }

@@ -101,7 +101,8 @@ def test_tensorflow_datasets_of_images_of_many_sizes(tmp_path, monkeypatch):
         def __getitems__(self, indices):
             return [self[i] for i in indices]
 
-    info = types.SimpleNamespace(splits=["train"])
+    features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=4)}
+    info = types.SimpleNamespace(splits=["train"], features=features)
     builder = types.SimpleNamespace(data_path=tmp_path, info=info, as_data_source=lambda split: Source(records))
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     x, y = data.load("celeb_a", "train", image_size=8).read(np.arange(4))
