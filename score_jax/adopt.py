@@ -1,11 +1,13 @@
 """Between a run and published checkpoints: one as its start (`--pretrained`), and out again (`--mode=export`).
 
-A directory is a model of diffusers, which says what the network and the process are; a file holds the tensors of the
-network that the config names: of the score-SDE code, Flax or PyTorch, or of NCSN's and NCSNv2's releases.
+A directory is a model of diffusers, which says what the network and the process are, and so is a `.safetensors` or
+`.bin` file with its `config.json`; any other file holds the tensors of the network that the config names: of the
+score-SDE code, Flax or PyTorch, or of NCSN's and NCSNv2's releases.
 """
 
 import copy
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,28 +17,31 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from score_jax import data, networks, pretrained, tensors
-from score_jax.errors import UserError
-from score_jax.pretrained import diffusers, score_sde
+from score_jax.errors import UserError, one_line
+from score_jax.pretrained import base, diffusers, files, score_sde
 from score_jax.sde import DDPM, SDE
 
 __all__ = ["adopt", "export", "load_params", "unread"]
 
 
 def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
-    """The config, with what a directory of diffusers says; for a file the config as it is.
+    """The config, with what a model of diffusers says; for another file the config as it is.
 
     Raises:
       UserError: if there is nothing there, or for a network or a chain that a config cannot name.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"--pretrained: there is no {path}")
-    if not path.is_dir():
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"--pretrained: {path} is neither a file nor a directory")
+    if not _of_diffusers(path):
         return config
     if config.sde.name != "DDPM":
         raise UserError(f"--pretrained: {path} is on DDPM's chain, the config on {config.sde.name}: take ddpm_cifar")
-    settings = _told(diffusers.read_config, path)
-    network = _told(diffusers.network_of, settings)
-    sde, adapter = _told(diffusers.process_of, path)
+    settings = _told(path, diffusers.read_config)
+    network = _told(path, lambda _: diffusers.network_of(settings))
+    sde, adapter = _told(path, diffusers.process_of)
+    weights = _told(path, files.find)
     betas, default = np.asarray(sde.betas), np.asarray(DDPM().betas)
     if betas.shape != default.shape or not np.allclose(betas, default, rtol=1e-4):
         raise UserError(
@@ -50,7 +55,7 @@ def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
     config.parameterization = {"name": adapter.__name__}
     config.data.image_size = settings["sample_size"]
     config.data.centered = True
-    print(f"{path}: a UNet on DDPM's chain, for images of {config.data.image_size} pixels")
+    print(f"{weights}: a UNet on DDPM's chain, for images of {config.data.image_size} pixels")
     return config
 
 
@@ -62,25 +67,22 @@ def load_params(path: pathlib.Path, network: nn.Module, shape: tuple[int, ...]) 
     Raises:
       UserError: if the file is not a checkpoint of that network, naming the tensor that does not fit.
     """
-    if path.is_dir():
-        model = _told(pretrained.load_diffusers, path)
+    if _of_diffusers(path):
+        model = _told(path, pretrained.load_diffusers)
         channels = model.params["params"]["Conv_0"]["kernel"].shape[2]
         if channels != shape[-1]:
             raise UserError(f"--pretrained: {path} is for images of {channels} channels, config.data has {shape[-1]}")
         return model.params
     if isinstance(network, networks.NCSNpp) or getattr(network, "score_sde", False):
-        return _told(lambda: score_sde.fill_params(network, shape, score_sde.read(path)))
+        return _told(path, lambda path: score_sde.fill_params(network, shape, score_sde.read(path)))
     if not isinstance(network, networks.NCSN | networks.NCSNv2):
         raise UserError(f"--pretrained: no published file is of a {type(network).__name__}; a directory can be of one")
     # The releases save a list: the network, the optimiser, two counters, and NCSNv2's the average of what is trained.
-    content = _told(tensors.read_torch, path)
-    content = [content] if isinstance(content, dict) else content
-    if not isinstance(content, list | tuple) or not all(isinstance(c, dict) for c in (*content[:1], *content[4:])):
-        raise UserError(f"--pretrained: {path} holds no tensors by their names")
-    if not content:
-        raise UserError(f"--pretrained: {path} is empty")
-    state = {name.removeprefix("module."): value for name, value in content[0].items()}
-    model = _told(pretrained.from_ncsn, state | (content[4] if len(content) > 4 else {}))
+    content = _told(path, tensors.read_torch)
+    parts = content if isinstance(content, list | tuple) else [content]
+    network_tensors, average = (parts[i] if len(parts) > i else {} for i in (0, 4))
+    state = _told(path, lambda _: base.named(network_tensors) | base.named(average))
+    model = _told(path, lambda _: pretrained.from_ncsn(state))
     for field in ("features", "multipliers", "num_levels", "sigma_min", "sigma_max"):
         ours, theirs = (getattr(n, field, None) for n in (network, model.network))
         values = np.asarray(ours or 0), np.asarray(theirs or 0)
@@ -121,12 +123,20 @@ def export(
             f"'step', this has {config.parameterization.name!r} and {config.conditioning!r}: see configs/ddpm_digits.py"
         )
     model = pretrained.Pretrained(network, params, sde, lambda x, t: x)
-    _told(pretrained.save_diffusers, directory, model, image_size)
-
-
-def _told(fn: Callable, *args: Any) -> Any:
-    """What the function returns; its `ValueError` is the user's."""
     try:
-        return fn(*args)
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
+        pretrained.save_diffusers(directory, model, image_size)
+    except ValueError as error:
+        raise UserError(f"--mode=export: {error}") from error
+
+
+def _of_diffusers(path: pathlib.Path) -> bool:
+    return path.is_dir() or path.suffix in files.SUFFIXES
+
+
+def _told(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
+    """What a reader makes of a file; its error is the user's, and names the file."""
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise UserError(f"--pretrained: {where}{one_line(error)}") from error

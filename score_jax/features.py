@@ -14,7 +14,6 @@ import pathlib
 import tempfile
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,10 +24,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from score_jax import data, metrics, sharding, tensors
-from score_jax.errors import UserError
+from score_jax.errors import UserError, one_line, short
 from score_jax.networks.efficientnet import EfficientNetLite0
 from score_jax.networks.inception import Features, Inception
-from score_jax.pretrained.base import fill
+from score_jax.pretrained.base import fill, named
 
 __all__ = [
     "Extractor",
@@ -104,17 +103,40 @@ class Seen(NamedTuple):
         """The statistics that `save`, pytorch-fid or ADM wrote.
 
         Raises:
-          UserError: if the file holds none, or another extractor's.
+          UserError: if the file is damaged, holds no finite mean and covariance, or another extractor's.
         """
-        arrays = _read_npz(path)
+        arrays = _told(tensors.read_npz, path)
         if not arrays.keys() >= {"mu", "sigma"}:
-            raise UserError(f"{path} holds no statistics 'mu' and 'sigma', but {', '.join(arrays)}")
-        pool = Statistics(int(arrays.get("n", 0)), arrays["mu"], arrays["sigma"])
-        name = arrays.get("features", extractor.name)
-        if name != extractor.name:
-            raise UserError(f"{path} holds the statistics of {name} where those of {extractor.name} are expected")
-        spatial = Statistics(pool.num_images, arrays["mu_s"], arrays["sigma_s"]) if "mu_s" in arrays else None
-        return cls(pool, spatial)
+            raise UserError(f"{path} holds no statistics 'mu' and 'sigma', but {', '.join(arrays)[:200] or 'nothing'}")
+        n, name = arrays.get("n", np.array(0)), arrays.get("features", np.array(extractor.name))
+        if n.shape or n.dtype.kind not in "iu" or n < 0:
+            raise UserError(f"{path}: the number of images, n, must be an integer of at least 0, got {short(n)}")
+        if name.shape or str(name) != extractor.name:
+            raise UserError(
+                f"{path} holds the statistics of {str(name)[:100]} where those of {extractor.name} are expected"
+            )
+        pool = Statistics(int(n), *_moments(path, arrays, "mu", "sigma"))
+        if not arrays.keys() & {"mu_s", "sigma_s"}:
+            return cls(pool)
+        return cls(pool, Statistics(int(n), *_moments(path, arrays, "mu_s", "sigma_s")))
+
+
+def _moments(path: str | os.PathLike, arrays: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
+    """A mean `[d]` and a covariance `[d, d]` in float64, which `names` says what they are called."""
+    if missing := set(names) - arrays.keys():
+        raise UserError(f"{path} has no {min(missing)!r} beside {min(set(names) - missing)!r}")
+    found = [arrays[name] for name in names]
+    for name, x in zip(names, found, strict=True):
+        if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
+            raise UserError(f"{path}: {name!r} must hold finite numbers")
+    mean, cov = (x.astype(np.float64) for x in found)
+    if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
+        raise UserError(
+            f"{path}: {names[0]!r} has the shape {mean.shape}, {names[1]!r} {cov.shape}, not [d] and [d, d]"
+        )
+    if (np.diag(cov) < 0).any() or not np.allclose(cov, cov.T, rtol=1e-3, atol=1e-6 * np.abs(cov).max()):
+        raise UserError(f"{path}: {names[1]!r} is no covariance: it is not symmetric, or has a negative variance")
+    return [mean, cov]
 
 
 def inception(weights: str) -> Extractor:
@@ -148,21 +170,21 @@ def efficientnet_lite0(weights: str = "") -> Extractor:
 
 def _extractor(name: str, network: nn.Module, weights: str, unused: tuple[str, ...] = ()) -> Extractor:
     path = _fetch(weights)
-    read = {".npz": _read_npz, ".safetensors": tensors.read_safetensors}.get(path.suffix, tensors.read_torch)
+    read = {".npz": tensors.read_npz, ".safetensors": tensors.read_safetensors}.get(path.suffix, tensors.read_torch)
     try:
-        state = {n: x for n, x in read(path).items() if n not in unused and not n.endswith("num_batches_tracked")}
+        state = named(read(path))
+        state = {n: x for n, x in state.items() if n not in unused and not n.endswith("num_batches_tracked")}
         params = fill(network, (jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8),), state, lambda name: name)
     except ValueError as error:
-        raise UserError(f"{path} does not hold the weights of {name}: {error}") from error
+        raise UserError(f"{path} does not hold the weights of {name}: {one_line(error)}") from error
     return Extractor(name, jax.tree_util.Partial(jax.jit(network.apply), params))
 
 
-def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def _told(read: Callable, *args: Any) -> Any:
     try:
-        with np.load(path) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path} as .npz: {error}") from error
+        return read(*args)
+    except (ValueError, OSError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def _fetch(source: str) -> pathlib.Path:
@@ -178,6 +200,8 @@ def _fetch(source: str) -> pathlib.Path:
                 with tempfile.TemporaryDirectory(dir=path.parent) as own:  # Other processes may fetch it, too.
                     urllib.request.urlretrieve(source, f"{own}/{name}")
                     pathlib.Path(own, name).replace(path)
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} is no file")
         with path.open("rb") as file:
             print(f"{path}  SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
     except (OSError, ValueError) as error:

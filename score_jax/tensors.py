@@ -1,27 +1,34 @@
-"""Files of tensors: PyTorch's, read without PyTorch and without running what a pickle may name, and safetensors.
+"""Files of tensors: PyTorch's, without PyTorch, safetensors, Flax's msgpack, numpy's `.npz`, and JSON beside them.
+
+Whatever a file holds, a reader returns its tensors or raises a `ValueError` of one line, soon and in a small multiple
+of the file's size; it runs nothing.
 
 A PyTorch file is a pickle that refers to storages, the raw bytes of tensors, which lie beside it: since 2020 in a zip
-archive, before in a row behind it.  A pickle can call any function by its name; the reader here knows two functions
-that make tensors, the names of storages and one container, and refuses every other name before it is looked up.
+archive, before in a row behind it.  See `pickles` for what such a pickle may name and do.
 
 A safetensors file is the length of a header as a little-endian 64-bit integer, the header, a JSON object of
 {name: {dtype, shape, data_offsets}}, and the tensors' bytes, which the offsets divide without gaps.
 """
 
-import collections
 import json
 import math
+import mmap
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+import flax.serialization
 import jax.numpy as jnp  # It gives numpy bfloat16.
+import msgpack
 import numpy as np
 
-__all__ = ["read_safetensors", "read_torch", "write_safetensors"]
+from score_jax import pickles
+from score_jax.errors import one_line, short
+from score_jax.pickles import PLAIN
+
+__all__ = ["read_json", "read_msgpack", "read_npz", "read_safetensors", "read_torch", "write_safetensors"]
 
 SAFETENSORS = {
     **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
@@ -38,56 +45,62 @@ STORAGES = {
     }.items()
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# Limits that no checkpoint comes near, so that a small file cannot ask for hours or all memory.
+MOST_AXES = 32
+# Bytes of JSON or of an archive's directory: a tensor takes about 100 of them.
+MOST_HEADER = 2**24
+# Times that tensors may show the bytes of a file, by sharing storages or by strides of zero.
+MOST_SHARED = 16
+# Times that a compressed archive may grow; statistics and weights hardly compress at all.
+MOST_UNPACKED = 32
+# Dicts and lists of a msgpack file: a dict of four tensors for each layer.
+MOST_CONTAINERS = 2**18
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes arrays and plain containers, and nothing else; `storages` are to be filled afterwards.
+class _Tensors:
+    """What a pickle's names and references to storages stand for; `storages` are to be filled afterwards.
 
     What it hands to the pickle can do no harm there: a storage is known by its key, a kind of storage by its name.
     """
 
-    def __init__(self, file: BinaryIO, size: int):
-        super().__init__(file, encoding="utf-8")
-        self.storages: dict[str, np.ndarray] = {}
-        self._left = size
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full in STORAGES:
-            return full
-        known = {
-            "collections.OrderedDict": collections.OrderedDict,
-            "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._parameter,
+    def __init__(self, size: int):
+        self.storages: dict[str, tuple[np.dtype, np.ndarray]] = {}
+        self.names = PLAIN | {name: name for name in STORAGES}
+        self.names |= {
+            "torch._utils._rebuild_tensor_v2": self.tensor,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
         }
-        if full not in known:
-            raise pickle.UnpicklingError(f"it names {full!r}, which is neither a tensor nor a plain container")
-        return known[full]
+        self._stored, self._shown = size, MOST_SHARED * size
 
-    def persistent_load(self, pid: Any) -> str:
+    def storage(self, pid: Any) -> str:
         _, kind, key, _, size, *view = pid
         if view and view[0] is not None:
-            raise pickle.UnpicklingError(f"the storage {key!r} is part of another")
+            raise ValueError(f"the storage {short(key)} is part of another")
+        if type(kind) is not str or kind not in STORAGES or type(key) is not str or type(size) is not int or size < 0:
+            raise ValueError("a storage has no kind, name or size")
         dtype = STORAGES[kind]
         if key not in self.storages:
-            self._left -= size * dtype.itemsize
-            if self._left < 0:
-                raise pickle.UnpicklingError("it is cut short")
-            self.storages[key] = np.empty(size, dtype)
-        elif (self.storages[key].dtype, self.storages[key].size) != (dtype, size):
-            raise pickle.UnpicklingError(f"the storage {key!r} is read in two ways")
+            self._stored -= size * dtype.itemsize
+            if self._stored < 0:
+                raise ValueError("it is cut short")
+            self.storages[key] = dtype, np.empty(size * dtype.itemsize, np.uint8)
+        elif self.storages[key][0] != dtype or self.storages[key][1].size != size * dtype.itemsize:
+            raise ValueError(f"the storage {short(key)} is read in two ways")
         return key
 
-    def _tensor(self, key: str, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
-        storage = self.storages[key]
+    def tensor(self, key: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+        dtype, data = self.storages[key]
+        size, numbers = data.size // dtype.itemsize, (offset, *shape[:MOST_AXES], *strides[:MOST_AXES])
+        if not len(shape) == len(strides) <= MOST_AXES or any(type(n) is not int for n in numbers):
+            raise ValueError("a tensor's shape or strides are not such")
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if min(offset, *shape, *strides, 0) < 0 or (0 not in shape and last >= storage.size):
-            raise pickle.UnpicklingError(f"a tensor reaches outside the storage {key!r}")
-        steps = [s * storage.itemsize for s in strides]
-        return np.lib.stride_tricks.as_strided(storage[min(offset, storage.size) :], shape, steps)
-
-    def _parameter(self, data: Any, *_: Any) -> Any:
-        return data
+        if min(numbers) < 0 or (0 not in shape and last >= size):
+            raise ValueError(f"a tensor reaches outside the storage {short(key)}")
+        self._shown -= math.prod(shape) * dtype.itemsize
+        if self._shown < 0:
+            raise ValueError(f"its tensors share their bytes more than {MOST_SHARED} times")
+        steps = [s * dtype.itemsize for s in strides]
+        return np.ndarray(shape, dtype, data, min(offset, size) * dtype.itemsize, steps)
 
 
 def read_torch(path: str | os.PathLike) -> Any:
@@ -105,14 +118,13 @@ def read_torch(path: str | os.PathLike) -> Any:
     with open(path, "rb") as file:
         try:
             archived = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
             return _read_archive(file) if archived else _read_legacy(file)
         except Exception as error:  # Broken pickles raise exceptions of every kind.
-            raise ValueError(f"cannot read {os.fspath(path)} as a PyTorch file: {error}") from error
+            raise ValueError(f"cannot read {os.fspath(path)} as a PyTorch file: {one_line(error)}") from error
 
 
 def _read_archive(file: BinaryIO) -> Any:
-    with zipfile.ZipFile(file) as archive:
+    with _open_zip(file) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("its archive is compressed")
         roots = [n.removesuffix("data.pkl") for n in archive.namelist() if re.fullmatch("[^/]*/data.pkl", n)]
@@ -121,48 +133,147 @@ def _read_archive(file: BinaryIO) -> Any:
         root = roots[0]
         if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
             raise ValueError("it is big-endian")
-        unpickler = _Unpickler(archive.open(root + "data.pkl"), _size(file))  # type: ignore[arg-type]
-        tree = unpickler.load()
-        for key, storage in unpickler.storages.items():
+        made = _Tensors(_size(file))
+        tree = pickles.load(archive.read(root + "data.pkl"), made.names, made.storage)
+        for key, (_, data) in made.storages.items():
             with archive.open(f"{root}data/{key}") as record:
-                _fill(storage, record, archive.getinfo(record.name).file_size)  # type: ignore[arg-type]
+                _fill(data, record, archive.getinfo(record.name).file_size)  # type: ignore[arg-type]
     return tree
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    size = _size(file)
-
-    def load() -> tuple[Any, dict[str, np.ndarray]]:
-        unpickler = _Unpickler(file, size)
-        return unpickler.load(), unpickler.storages
-
-    try:
-        magic = load()[0]
-    except Exception:
-        magic = None
-    if magic != LEGACY_MAGIC:
-        raise ValueError("it does not begin as one")
-    (protocol, _), (system, _) = load(), load()
-    if protocol != 1001 or not system["little_endian"]:
-        raise ValueError(f"its protocol is {protocol}, its system {system}")
-    tree, storages = load()
-    keys, _ = load()
-    if sorted(keys) != sorted(storages):
+    # Its reads end with the file, whatever lengths a pickle says.
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        made = _Tensors(len(pages))
+        try:
+            magic = pickles.load(pages, made.names)  # type: ignore[arg-type]
+        except Exception:
+            magic = None
+        if magic != LEGACY_MAGIC:
+            raise ValueError("it does not begin as one")
+        protocol, system = (pickles.load(pages, made.names) for _ in range(2))  # type: ignore[arg-type]
+        if protocol != 1001 or type(system) is not dict or system.get("little_endian") is not True:
+            raise ValueError(f"its protocol is {short(protocol)}, its system {short(system)}")
+        tree = pickles.load(pages, made.names, made.storage)  # type: ignore[arg-type]
+        keys = pickles.load(pages, made.names)  # type: ignore[arg-type]
+        file.seek(pages.tell())
+    if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(made.storages):
         raise ValueError("its storages are not those of its tensors")
     for key in keys:
-        _fill(storages[key], file, int.from_bytes(file.read(8), "little") * storages[key].itemsize)
+        dtype, data = made.storages[key]
+        _fill(data, file, int.from_bytes(file.read(8), "little") * dtype.itemsize)
     return tree
 
 
-def _fill(storage: np.ndarray, file: BinaryIO, size: int) -> None:
-    if size != storage.nbytes:
-        raise ValueError(f"a storage has {size} bytes where {storage.nbytes} are expected")
-    if file.readinto(storage.view(np.uint8)) != size:  # type: ignore[attr-defined]
+def _fill(data: np.ndarray, file: BinaryIO, size: int) -> None:
+    if size != data.nbytes:
+        raise ValueError(f"a storage has {size} bytes where {data.nbytes} are expected")
+    if file.readinto(data) != size:  # type: ignore[attr-defined]
         raise ValueError("it is cut short")
 
 
 def _size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
+
+
+def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """An archive whose directory is short, and whose members have different names and are no longer than the file."""
+    size = _size(file)
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end and end[5] > MOST_HEADER:
+        raise ValueError("the directory of its archive is too long")
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise ValueError("its archive has two members of one name")
+    if any(info.compress_size > size for info in archive.infolist()):
+        raise ValueError("it is cut short")
+    return archive
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file by their names.
+
+    Raises:
+      ValueError: in one line, if the file is none, or is cut short, or holds Python objects, which are not made, or
+        grows to more than `MOST_UNPACKED` times its size.
+    """
+    with open(path, "rb") as file:
+        try:
+            with _open_zip(file) as archive:
+                infos = archive.infolist()
+            known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            if any(info.compress_type not in known or info.flag_bits & 1 for info in infos):
+                raise ValueError("it is encrypted, or compressed in another way than numpy's")
+            if sum(info.file_size for info in infos) > max(MOST_UNPACKED * _size(file), MOST_HEADER):
+                raise ValueError(f"it grows to more than {MOST_UNPACKED} times its size")
+            file.seek(0)
+            with np.load(file) as arrays:
+                found = dict(arrays)
+        except Exception as error:  # Broken archives raise exceptions of every kind.
+            raise ValueError(f"cannot read {os.fspath(path)} as .npz: {one_line(error)}") from error
+    if any(not isinstance(x, np.ndarray) for x in found.values()):
+        raise ValueError(f"{os.fspath(path)} has members that are no arrays")
+    return found
+
+
+def read_msgpack(path: str | os.PathLike) -> Any:
+    """What `flax.serialization.to_bytes` wrote.
+
+    Raises:
+      ValueError: in one line, if the file is cut short or is none, or holds more than `MOST_CONTAINERS` containers.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    left = MOST_CONTAINERS
+
+    def count(_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MOST_CONTAINERS:,} containers")
+
+    def look(data: bytes) -> None:
+        # Every value must be there before room is made for as many as a container says it has.
+        unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1))
+        unpacker.feed(data)
+        unpacker.skip()
+        hooks = {"object_hook": count, "list_hook": count, "ext_hook": lambda _, inner: look(inner)}
+        msgpack.unpackb(data, strict_map_key=False, raw=True, **hooks)
+
+    try:
+        look(data)
+        return flax.serialization.msgpack_restore(data)
+    except Exception as error:  # msgpack's own, of many kinds, whatever the bytes.
+        raise ValueError(f"{os.fspath(path)}: not a checkpoint, or truncated ({one_line(error)})") from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      ValueError: in one line, if the file is none, names a field twice, or has more than `MOST_HEADER` bytes.
+    """
+    with open(path, "rb") as file:
+        text = file.read(MOST_HEADER + 1)
+    return _object(text, os.fspath(path))
+
+
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a field stands there twice")
+        return dict(pairs)
+
+    if len(text) > MOST_HEADER:
+        raise ValueError(f"{where}: more than {MOST_HEADER} bytes of JSON")
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({one_line(error)})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return value
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -177,28 +288,38 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         length, rest = int.from_bytes(file.read(8), "little"), _size(file) - 8
         if length > rest:
             raise ValueError(f"{name} is cut short, or no safetensors file: its header would be {length} bytes long")
-        header, data = file.read(length), file.read()
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        fields = {n: (e["dtype"], [*map(int, e["shape"])], *map(int, e["data_offsets"])) for n, e in entries.items()}
-    except Exception as error:  # Any JSON may be there.
-        raise ValueError(f"{name} is no safetensors file: {error!r} in its header") from error
+        header = _object(file.read(min(length, MOST_HEADER + 1)), f"{name} is no safetensors file: its header")
+        data = file.read()
+    header.pop("__metadata__", None)
+    entries = [(tensor, *_entry(f"{name}: the tensor {short(tensor)}", e)) for tensor, e in header.items()]
     tensors, end = {}, 0
-    for tensor, (dtype, shape, start, stop) in sorted(fields.items(), key=lambda item: item[1][2:]):
-        if dtype not in SAFETENSORS:
-            raise ValueError(f"{name}: the tensor {tensor!r} has the unknown dtype {dtype!r}")
-        size = math.prod(shape) * SAFETENSORS[dtype].itemsize
-        if min(shape, default=0) < 0 or start != end or stop - start != size or stop > len(data):
+    for tensor, dtype, shape, start, stop in sorted(entries, key=lambda entry: entry[3:]):
+        size = math.prod(shape) * dtype.itemsize
+        if start != end or stop - start != size or stop > len(data):
             raise ValueError(
-                f"{name}: the tensor {tensor!r}, {dtype} {shape}, has the bytes {start} to {stop} of {len(data)} "
+                f"{name}: the tensor {short(tensor)}, {dtype} {shape}, has the bytes {start} to {stop} of {len(data)} "
                 f"where {end} to {end + size} are expected"
             )
-        tensors[tensor] = np.ndarray(shape, SAFETENSORS[dtype], buffer=data, offset=start)
+        tensors[tensor] = np.ndarray(shape, dtype, buffer=data, offset=start)
         end = stop
     if end != len(data):
         raise ValueError(f"{name} has {len(data) - end} bytes more than its tensors")
     return tensors
+
+
+def _entry(where: str, entry: Any) -> tuple[np.dtype, list[int], int, int]:
+    """The dtype, the shape and the bytes of an entry of a header."""
+    if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} - entry.keys():
+        raise ValueError(f"{where} has no dtype, shape and data_offsets")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(kind) is not str or kind not in SAFETENSORS:
+        raise ValueError(f"{where} has the unknown dtype {short(kind)}")
+    numbers = [*shape, *offsets] if type(shape) is type(offsets) is list else [None]
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or len(shape) > MOST_AXES or len(offsets) != 2:
+        raise ValueError(f"{where} has the shape {short(shape)} and the data_offsets {short(offsets)}")
+    if math.prod(n or 1 for n in shape) >= 2**60:  # Numpy has no such array, even if it is empty.
+        raise ValueError(f"{where} has the shape {short(shape)}")
+    return SAFETENSORS[kind], shape, offsets[0], offsets[1]
 
 
 def write_safetensors(

@@ -261,7 +261,7 @@ def test_a_wrong_file_is_named(tmp_path):
     settings = json.loads(file.read_text())
     for change, message in (
         ({"act_fn": "gelu"}, "act_fn: only 'silu' is known, got 'gelu'"),
-        ({"sample_size": None}, "sample_size must be a int, got None"),
+        ({"sample_size": None}, "sample_size must be int from 1 to 2048, got None"),
         ({"attn_norm_num_groups": 2}, "attn_norm_num_groups: only norm_num_groups, 8, is known, got 2"),
         (
             {"resnet_time_scale_shift": "scale_shift"},

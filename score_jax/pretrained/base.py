@@ -11,10 +11,15 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import Array
 
+from score_jax.errors import short
 from score_jax.parameterization import from_score
 from score_jax.sde import SDE, ScoreFn
 
-__all__ = ["Pretrained", "fill", "images", "with_score"]
+__all__ = ["Pretrained", "fill", "images", "named", "with_score"]
+
+# The largest published networks have a thousand tensors, with names of a hundred characters.
+MOST_TENSORS = 100_000
+LONGEST_NAME = 500
 
 
 class Pretrained(NamedTuple):
@@ -53,6 +58,30 @@ def images(*shape: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     return jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
 
 
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """Tensors by their names, without what wrappers of PyTorch put before those: `module.`, `_orig_mod.`.
+
+    Raises:
+      ValueError: if these are no arrays of real numbers by names, or two become one, naming it.
+    """
+    if not isinstance(tree, Mapping) or len(tree) > MOST_TENSORS:
+        what = f"{len(tree)} entries" if isinstance(tree, Mapping) else f"a {type(tree).__name__}"
+        raise ValueError(f"there are no tensors by their names, but {what}")
+    tensors: dict[str, np.ndarray] = {}
+    for full, value in tree.items():
+        if type(full) is not str or len(full) > LONGEST_NAME:
+            raise ValueError(f"a tensor has the name {short(full)}")
+        if not hasattr(value, "__array__"):
+            raise ValueError(f"{short(full)} is no tensor, but a {type(value).__name__}")
+        name, array = re.sub(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.", "", full), np.asarray(value)
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            raise ValueError(f"the tensor {full!r} has the dtype {array.dtype}")
+        if name in tensors:
+            raise ValueError(f"two tensors have the name {name!r}, but for what wrappers put before it")
+        tensors[name] = array
+    return tensors
+
+
 def fill(
     network: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, np.ndarray], ours: Callable[[str], str]
 ) -> Any:
@@ -72,15 +101,19 @@ def fill(
         return re.sub(r"\W", "_", name)
 
     template = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"])
-    published = {key(ours(name)): name for name in tensors}
+    published: dict[str, str] = {}
+    for name in tensors:
+        other = published.setdefault(key(ours(name)), name)
+        if other != name:
+            raise ValueError(f"the tensors {other!r} and {name!r} have one place in the network")
     params = {}
     for path, leaf in template.items():
-        name = published.pop(key("/".join(path)), None)
-        if name is None:
+        found = published.pop(key("/".join(path)), None)
+        if found is None:
             raise ValueError(f"the checkpoint has no tensor for {'/'.join(path)}, of shape {leaf.shape}")
-        value = tensors[name]
+        value = tensors[found]
         if np.squeeze(value).shape != tuple(n for n in leaf.shape if n > 1):
-            raise ValueError(f"the tensor {name!r} has shape {value.shape} where {leaf.shape} is expected")
+            raise ValueError(f"the tensor {found!r} has shape {value.shape} where {leaf.shape} is expected")
         params[path] = jnp.asarray(value, leaf.dtype).reshape(leaf.shape)
     if published:
         raise ValueError(f"the checkpoint's tensor {min(published.values())!r} has no place in the network")

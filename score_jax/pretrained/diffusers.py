@@ -1,8 +1,8 @@
-"""The U-Nets of the diffusers library, in and out: safetensors directories of `UNet2DModel`, the DDPM family.
+"""The U-Nets of the diffusers library, in and out: directories of `UNet2DModel`, the DDPM family.
 
-A directory of a model holds `config.json` and `diffusion_pytorch_model.safetensors`; that of a pipeline holds one as
-`unet` beside `scheduler/scheduler_config.json`, which gives the process: the chain of DDPM with N steps, step k of
-which, from 0, is the time t = (k + 1) / N and conditions the network.
+A directory of a model holds `config.json` and its weights, see `files`; that of a pipeline holds one as `unet` beside
+`scheduler/scheduler_config.json`, which gives the process: the chain of DDPM with N steps, step k of which, from 0, is
+the time t = (k + 1) / N and conditions the network.
 """
 
 import json
@@ -14,16 +14,37 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from score_jax.errors import short
 from score_jax.networks import UNet
 from score_jax.parameterization import from_denoiser, from_noise, from_velocity
-from score_jax.pretrained.base import Pretrained, fill, images, with_score
+from score_jax.pretrained.base import Pretrained, fill, images, named, with_score
+from score_jax.pretrained.files import WEIGHTS, find, listed, model_of, read_weights
 from score_jax.sde import DDPM
-from score_jax.tensors import read_safetensors, write_safetensors
+from score_jax.tensors import read_json, write_safetensors
 
 __all__ = ["load_diffusers", "save_diffusers"]
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREDICTIONS = {"epsilon": from_noise, "sample": from_denoiser, "v_prediction": from_velocity}
+
+# The numbers of a model and of a scheduler: the kind, the least, the most, and the library's default.  The most is
+# beyond any published network, since one is traced, and its chain and images are made, before its tensors are read.
+NUMBERS: dict[str, tuple[type, float, float, Any]] = {
+    "sample_size": (int, 1, 2048, None),
+    "in_channels": (int, 1, 1024, None),
+    "layers_per_block": (int, 1, 8, 2),
+    "norm_num_groups": (int, 1, 2**16, 32),
+    "attention_head_dim": (int, 1, 2**16, 8),
+    "dropout": (float, 0, 0.99, 0.0),
+    "freq_shift": (int, 0, 1, 0),
+    "downsample_padding": (int, 0, 1, 1),
+    "norm_eps": (float, 1e-12, 1, 1e-5),
+}
+CHAIN: dict[str, tuple[type, float, float, Any]] = {
+    "num_train_timesteps": (int, 1, 100_000, 1000),
+    "beta_start": (float, 1e-12, 1, 1e-4),
+    "beta_end": (float, 1e-12, 1, 0.02),
+}
+MOST_LEVELS, MOST_CHANNELS = 8, 2**16
 
 # What a model may not differ in, by the library's defaults.
 FIXED = {
@@ -60,41 +81,41 @@ INSIDE = {
 DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def load_diffusers(directory: str | pathlib.Path) -> Pretrained:
+def load_diffusers(path: str | pathlib.Path) -> Pretrained:
     """A `UNet2DModel` of the DDPM family.
 
     Args:
-      directory: of the model or of a pipeline with it; a scheduler is looked for in the pipeline, and without one the
-        chain is the published 1,000 steps with betas from 0.0001 to 0.02.
+      path: the directory of the model or of a pipeline with it, or the file of the weights, beside which lies
+        `config.json`; a scheduler is looked for in the pipeline, and without one the chain is the published 1,000
+        steps with betas from 0.0001 to 0.02.
 
     Raises:
       ValueError: for a setting that `UNet` does not have; for a file that is truncated; if a tensor is missing, left
-        over or of the wrong shape, naming it.
-      FileNotFoundError: if there is no model.
+        over or of the wrong shape, naming it; if there are no weights.
+      FileNotFoundError: if there is no `config.json`.
     """
-    directory = _model(pathlib.Path(directory))
-    config = read_config(directory)
+    path = pathlib.Path(path)
+    config = read_config(path)
     network = network_of(config)
     names = {theirs: ours for ours, theirs in _names(network, config["sample_size"]).items()}
 
     def ours(name: str) -> str:
-        module, leaf = name.rsplit(".", 1)
+        module, _, leaf = name.rpartition(".")
         return f"{names.get(module, module)}/{leaf}"
 
     tensors = {}
-    for name, value in read_safetensors(directory / WEIGHTS).items():
+    for name, value in named(read_weights(find(path))).items():
         old = "|".join(DEPRECATED)
         name = re.sub(rf"(attentions\.\d+)\.({old})\.", lambda m: f"{m[1]}.{DEPRECATED[m[2]]}.", name)
-        module, leaf = name.rsplit(".", 1)
-        if leaf == "weight":
-            name = f"{module}.{'scale' if value.ndim == 1 else 'kernel'}"
+        if name.endswith(".weight"):
+            name = f"{name.removesuffix('weight')}{'scale' if value.ndim == 1 else 'kernel'}"
         tensors[name] = value.transpose({2: (1, 0), 4: (2, 3, 1, 0)}.get(value.ndim, range(value.ndim)))
     first = "time_embedding.linear_1.kernel"
-    if config.get("flip_sin_to_cos", True) and first in tensors:
+    if config.get("flip_sin_to_cos", True) and first in tensors and tensors[first].ndim:
         tensors[first] = np.roll(tensors[first], len(tensors[first]) // 2, axis=0)
     size = config["sample_size"]
     params = fill(network, images(size, size, config["in_channels"]), tensors, ours)
-    sde, adapter = process_of(directory)
+    sde, adapter = process_of(path)
     steps = len(np.asarray(sde.betas))
     return with_score(network, params, sde, lambda t: steps * t - 1, adapter)
 
@@ -151,29 +172,32 @@ def save_diffusers(directory: str | pathlib.Path, model: Pretrained, image_size:
     write_safetensors(directory / "unet" / WEIGHTS, tensors)
 
 
-def read_config(directory: pathlib.Path) -> dict[str, Any]:
-    """The settings of a model, in its directory or that of a pipeline, with what must be there."""
-    path = _model(directory) / "config.json"
-    config = _read(path)
-    sizes, lists = ("sample_size", "in_channels"), ("block_out_channels", "down_block_types", "up_block_types")
-    for field, kind in {**dict.fromkeys(sizes, int), **dict.fromkeys(lists, list)}.items():
-        if not isinstance(config.get(field), kind):
-            raise ValueError(f"{path}: {field} must be a {kind.__name__}, got {config.get(field)!r}")
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The settings of a model, see `load_diffusers` for its path: numbers within `NUMBERS`, and those of each level."""
+    file = model_of(path) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, which says what the network is: {listed(file.parent)}")
+    config = read_json(file)
+    one_head = "attention_head_dim" in config and config["attention_head_dim"] is None
+    for field, bounds in NUMBERS.items():
+        if field != "attention_head_dim" or not one_head:
+            _number(file, config, field, bounds)
+    for field, kind in (("block_out_channels", int), ("down_block_types", str), ("up_block_types", str)):
+        values = config.get(field)
+        if not isinstance(values, list) or any(type(value) is not kind for value in values):
+            raise ValueError(f"{file}: {field} must be a list of {kind.__name__}, got {short(values)}")
+        if not 1 <= len(values) <= MOST_LEVELS or len(values) != len(config["block_out_channels"]):
+            raise ValueError(f"{file}: {field} must name each of 1 to {MOST_LEVELS} levels, got {short(values)}")
     return config
 
 
-def _model(directory: pathlib.Path) -> pathlib.Path:
-    """That of the model in that of a pipeline."""
-    return directory / "unet" if (directory / "unet").is_dir() else directory
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
+def _number(
+    file: pathlib.Path | None, config: Mapping[str, Any], field: str, bounds: tuple[type, float, float, Any]
+) -> Any:
+    kind, least, most, default = bounds
+    value = config.get(field, default)
+    if type(value) not in (int, kind) or not least <= value <= most:
+        raise ValueError(f"{file}: {field} must be {kind.__name__} from {least} to {most}, got {short(value)}")
     return value
 
 
@@ -193,28 +217,42 @@ def network_of(config: Mapping[str, Any]) -> UNet:
         )
     for field, value in FIXED.items():
         if config.get(field, value) != value:
-            raise ValueError(f"config.json: {field}: only {value!r} is known, got {config[field]!r}")
+            raise ValueError(f"config.json: {field}: only {value!r} is known, got {short(config[field])}")
+    if (shift := config.get("resnet_time_scale_shift", "default")) not in ("default", "scale_shift"):
+        raise ValueError(
+            f"config.json: resnet_time_scale_shift: 'default' and 'scale_shift' are known, got {short(shift)}"
+        )
     down, up = config["down_block_types"], config["up_block_types"]
     attends = [kind == "AttnDownBlock2D" for kind in down]
     mirrored = ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)]
     if not set(down) <= {"DownBlock2D", "AttnDownBlock2D"} or list(up) != mirrored:
         raise ValueError(
-            f"config.json: down_block_types and up_block_types must mirror each other, got {down} and {up}"
+            "config.json: down_block_types and up_block_types must mirror each other, got "
+            f"{short(down)} and {short(up)}"
         )
     features, *_ = channels = config["block_out_channels"]
-    if any(c % features for c in channels):
-        raise ValueError(f"config.json: block_out_channels must be multiples of the first, got {channels}")
+    if not all(0 < c <= MOST_CHANNELS and c % features == 0 for c in channels):
+        raise ValueError(f"config.json: block_out_channels must be multiples of the first, got {short(channels)}")
+    heads, size = config.get("attention_head_dim", 8) or 0, config["sample_size"]
+    attended = [c for c, attend in zip(channels, [*attends[:-1], True], strict=True) if attend]
+    if any(c % groups for c in channels) or (heads and any(c % heads for c in attended)):
+        raise ValueError(
+            f"config.json: block_out_channels must be multiples of norm_num_groups, {groups}, and with attention of "
+            f"attention_head_dim, {heads or None}, got {short(channels)}"
+        )
+    if size % 2 ** (len(channels) - 1):
+        raise ValueError(f"config.json: sample_size, {size}, cannot be halved {len(channels) - 1} times")
     return UNet(
         features,
         tuple(c // features for c in channels),
         config.get("layers_per_block", 2),
-        tuple(config["sample_size"] // 2**level for level, attend in enumerate(attends) if attend),
+        tuple(size // 2**level for level, attend in enumerate(attends) if attend),
         config.get("dropout", 0.0),
         "positional" if config.get("freq_shift", 0) else "transformer",
         resample="conv_symmetric" if config.get("downsample_padding", 1) else "conv",
         rescale=False,
         adaptive=adaptive,
-        head_channels=config.get("attention_head_dim", 8) or 0,
+        head_channels=heads,
         groups=groups,
         epsilon=config.get("norm_eps", 1e-5),
     )
@@ -270,15 +308,15 @@ def _names(network: UNet, image_size: int) -> dict[str, str]:
     return names
 
 
-def process_of(directory: pathlib.Path) -> tuple[DDPM, Any]:
+def process_of(path: pathlib.Path) -> tuple[DDPM, Any]:
     """The chain and what the network predicts, of the scheduler in a pipeline or beside a model."""
+    directory = path if path.is_dir() else path.parent
     names = "scheduler/scheduler_config.json", "../scheduler/scheduler_config.json", "scheduler_config.json"
-    path = next((directory / name for name in names if (directory / name).exists()), None)
-    config: dict[str, Any] = _read(path) if path else {"beta_schedule": "linear"}
+    file = next((directory / name for name in names if (directory / name).exists()), None)
+    config: dict[str, Any] = read_json(file) if file else {"beta_schedule": "linear"}
     if not config.keys() & {"beta_schedule", "trained_betas"} or config.get("rescale_betas_zero_snr"):
-        raise ValueError(f"{path}: {config.get('_class_name')} is not DDPM's chain of betas, or rescales them")
-    steps = config.get("num_train_timesteps", 1000)
-    first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+        raise ValueError(f"{file}: {short(config.get('_class_name'))} is not DDPM's chain of betas, or rescales them")
+    steps, first, last = (_number(file, config, field, bounds) for field, bounds in CHAIN.items())
     schedules = {
         "linear": lambda: np.linspace(first, last, steps),
         "scaled_linear": lambda: np.linspace(first**0.5, last**0.5, steps) ** 2,
@@ -286,9 +324,16 @@ def process_of(directory: pathlib.Path) -> tuple[DDPM, Any]:
     }
     schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
     for field, value, known in (("beta_schedule", schedule, schedules), ("prediction_type", prediction, PREDICTIONS)):
-        if value not in known:
-            raise ValueError(f"{path}: {field}: {value!r} is unknown; there are {', '.join(known)}")
+        if type(value) is not str or value not in known:
+            raise ValueError(f"{file}: {field}: {short(value)} is unknown; there are {', '.join(known)}")
     trained = config.get("trained_betas")
+    if trained is not None:
+        numbers = isinstance(trained, list) and all(type(beta) in (int, float) and 0 < beta < 1 for beta in trained)
+        if not numbers or len(trained) != steps:
+            raise ValueError(
+                f"{file}: trained_betas must be num_train_timesteps={steps} numbers between 0 and 1, got "
+                f"{short(trained)}"
+            )
     betas = schedules[schedule]() if trained is None else np.asarray(trained)
     return DDPM(betas=betas.astype(np.float32), t_min=1 / steps), PREDICTIONS[prediction]
 

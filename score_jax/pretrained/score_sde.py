@@ -16,17 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.serialization
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax import Array
 
+from score_jax.errors import one_line
 from score_jax.networks import NCSNpp, NCSNv2
 from score_jax.parameterization import from_noise, from_score
-from score_jax.pretrained.base import Pretrained, fill, images, with_score
+from score_jax.pretrained.base import Pretrained, fill, images, named, with_score
 from score_jax.sde import DDPM, SDE, VE, VP, ScoreFn, SubVP
-from score_jax.tensors import read_torch
+from score_jax.tensors import read_msgpack, read_torch
 from score_jax.timesteps import level_of_time
 
 __all__ = ["from_score_sde", "load_score_sde"]
@@ -64,21 +64,22 @@ def load_score_sde(path: str | pathlib.Path, config: Mapping[str, Any]) -> Pretr
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The averaged parameters in a file of either release, by their names in Flax, levels divided by `/`."""
     with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
-    if zipped:
+        pickled = file.read(1) in (b"P", b"\x80")  # An archive, or the pickles of the older form.
+    if pickled:
         return _torch_names(path, read_torch(path))
-    try:
-        state = flax.serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # msgpack's own, of many kinds, whatever the bytes.
-        raise ValueError(f"{path}: not a checkpoint, or truncated ({type(error).__name__}: {error})") from error
+    state = read_msgpack(path)
     if not isinstance(state, dict) or "params_ema" not in state:
         raise ValueError(f"{path}: no 'params_ema', which a checkpoint of the score-SDE code has")
+    if not isinstance(state["params_ema"], dict):
+        raise ValueError(f"{path}: 'params_ema' is no dict of parameters, but a {type(state['params_ema']).__name__}")
     return _flat(state["params_ema"])
 
 
 def _flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    tensors = traverse_util.flatten_dict(_plain(params.get("params", params)), sep="/")
-    return {name: np.asarray(value) for name, value in tensors.items()}
+    try:
+        return named(traverse_util.flatten_dict(_plain(params.get("params", params)), sep="/"))
+    except (AttributeError, RecursionError, TypeError) as error:
+        raise ValueError(f"these are no nested dicts of parameters: {one_line(error)}") from error
 
 
 def _plain(tree: Any) -> Any:
@@ -201,17 +202,17 @@ def process_of(config: Mapping[str, Any]) -> tuple[SDE, Callable[[Array], Array]
 
 def _torch_names(path: pathlib.Path, checkpoint: Any) -> dict[str, np.ndarray]:
     """The averaged tensors of a PyTorch checkpoint by their Flax names, convolutions HWIO."""
-    try:
-        model, shadow = checkpoint["model"], checkpoint["ema"]["shadow_params"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no 'model' and 'ema' with 'shadow_params', which a checkpoint has") from error
-    tensors = {name.removeprefix("module."): value for name, value in model.items()}
+    ema = checkpoint.get("ema") if isinstance(checkpoint, dict) else None
+    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(shadow, list) or "model" not in checkpoint:
+        raise ValueError(f"{path}: no 'model' and 'ema' with 'shadow_params', which a checkpoint has")
+    tensors = named(checkpoint["model"])
     tensors.pop("sigmas", None)
     # The average holds what is trained, in the model's order: not the frequencies of the Fourier features.
     trained = [name for name in tensors if not re.fullmatch(r"all_modules\.\d+\.W", name)]
     if len(trained) != len(shadow):
         raise ValueError(f"{path}: {len(shadow)} averaged tensors for {len(trained)} parameters")
-    tensors |= dict(zip(trained, shadow, strict=True))
+    tensors |= named(dict(zip(trained, shadow, strict=True)))
 
     modules: dict[int, dict[str, np.ndarray]] = {}
     for name, value in tensors.items():
@@ -219,15 +220,15 @@ def _torch_names(path: pathlib.Path, checkpoint: Any) -> dict[str, np.ndarray]:
         if match is None:
             raise ValueError(f"{path}: the tensor {name!r} has no place in the network")
         modules.setdefault(int(match[1]), {})[match[2]] = value
-    named, counts = {}, Counter[str]()
+    renamed, counts = {}, Counter[str]()
     for _, module in sorted(modules.items()):
         kind = _kind(module)
         for name, value in module.items():
             leaf = re.sub("weight$", "scale", name) if value.ndim == 1 else name
             axes = {"weight": {2: (1, 0), 4: (2, 3, 1, 0)}}.get(name.split(".")[-1], {}).get(value.ndim)
-            named[f"{kind}_{counts[kind]}/{leaf.replace('.', '/')}"] = value.transpose(axes) if axes else value
+            renamed[f"{kind}_{counts[kind]}/{leaf.replace('.', '/')}"] = value.transpose(axes) if axes else value
         counts[kind] += 1
-    return named
+    return renamed
 
 
 def _kind(module: Mapping[str, np.ndarray]) -> str:
