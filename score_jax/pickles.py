@@ -18,7 +18,7 @@ __all__ = ["PLAIN", "load"]
 
 # Of one pickle: the value takes up to 300 bytes and a few microseconds for each.  A thousand tensors with their
 # averages and the optimiser's moments are 0.1 million.
-MOST_OPCODES = 2_000_000
+MOST_OPCODES = 1_000_000
 # Of an integer: arithmetic with millions of digits takes minutes.  The magic number of PyTorch's files has 77.
 MOST_BITS = 128
 

@@ -47,8 +47,8 @@ STORAGES = {
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Limits that no checkpoint comes near, so that a small file cannot ask for hours or all memory.
 MOST_AXES = 32
-# Bytes of JSON or of an archive's directory: a tensor takes about 100 of them.
-MOST_HEADER = 2**24
+# Bytes of JSON, and of an archive's directory, which is slower to read: a tensor takes about 100 of them.
+MOST_HEADER, MOST_DIRECTORY = 2**24, 2**22
 # Times that tensors may show the bytes of a file, by sharing storages or by strides of zero.
 MOST_SHARED = 16
 # Times that a compressed archive may grow; statistics and weights hardly compress at all.
@@ -89,6 +89,8 @@ class _Tensors:
         return key
 
     def tensor(self, key: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+        if type(key) is not str or key not in self.storages:
+            raise ValueError("a tensor has no storage")
         dtype, data = self.storages[key]
         size, numbers = data.size // dtype.itemsize, (offset, *shape[:MOST_AXES], *strides[:MOST_AXES])
         if not len(shape) == len(strides) <= MOST_AXES or any(type(n) is not int for n in numbers):
@@ -180,7 +182,7 @@ def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """An archive whose directory is short, and whose members have different names and are no longer than the file."""
     size = _size(file)
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-    if end and end[5] > MOST_HEADER:
+    if end and end[5] > MOST_DIRECTORY:
         raise ValueError("the directory of its archive is too long")
     archive = zipfile.ZipFile(file)
     names = archive.namelist()

@@ -76,9 +76,12 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    tree = params.get("params", params)
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"'params' is no dict of parameters, but a {type(tree).__name__}")
     try:
-        return named(traverse_util.flatten_dict(_plain(params.get("params", params)), sep="/"))
-    except (AttributeError, RecursionError, TypeError) as error:
+        return named(traverse_util.flatten_dict(_plain(tree), sep="/"))
+    except (RecursionError, TypeError) as error:
         raise ValueError(f"these are no nested dicts of parameters: {one_line(error)}") from error
 
 
