@@ -1,6 +1,7 @@
 """Published checkpoints as the start of a run, and out again."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from test_experiment import get_config, tiny, untrained
 
-from score_jax import experiment, pretrained
+from score_jax import adopt, experiment, pretrained
 from score_jax.errors import UserError
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -81,6 +82,23 @@ def test_files_of_the_ncsn_releases(tmp_path, monkeypatch):
     config.num_levels = 7
     with pytest.raises(UserError, match="is of a NCSNv2 with num_levels=20, the config names a NCSNv2 with 7"):
         experiment.Run(config, tmp_path / "other", str(tmp_path / "v2.pth"))
+
+
+def test_a_file_of_weights_needs_its_config(tmp_path):
+    """It is as good as its directory; alone it says what is missing, and what is there."""
+    file = DATA / "diffusers_ddpm/diffusion_pytorch_model.safetensors"
+    assert (
+        adopt.adopt(get_config("ddpm_cifar"), file).network
+        == adopt.adopt(get_config("ddpm_cifar"), DATA / "diffusers_ddpm").network
+    )
+    shutil.copy(file, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"config.json is missing, which says .* holds a.safetensors$"):
+        adopt.adopt(get_config("ddpm_cifar"), tmp_path / "a.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe is neither a file nor a directory"):
+        adopt.adopt(get_config("ddpm_cifar"), tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"--pretrained: there is no a{300}"):
+        adopt.adopt(get_config("ddpm_cifar"), pathlib.Path("a" * 300))
 
 
 def test_mistakes_are_one_line(tmp_path):

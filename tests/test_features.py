@@ -90,6 +90,28 @@ def test_statistics_are_read_back(tmp_path):
         features.Seen.load(path, TOY)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"n": -1}, "n, must be an integer of at least 0, got array"),
+        ({"n": np.nan}, "n, must be an integer"),
+        ({"n": [1, 2]}, "n, must be an integer"),
+        ({"n": "five"}, "n, must be an integer"),
+        ({"mu": [0, np.nan, 0]}, "'mu' must hold finite numbers"),
+        ({"sigma": np.full((3, 3), np.inf)}, "'sigma' must hold finite numbers"),
+        ({"sigma": np.eye(4)}, r"'mu' has the shape \(3,\), 'sigma' \(4, 4\), not \[d\] and \[d, d\]"),
+        ({"sigma": np.triu(np.ones((3, 3)))}, "'sigma' is no covariance: it is not symmetric"),
+        ({"mu_s": np.zeros(3)}, "has no 'sigma_s' beside 'mu_s'"),
+        ({"mu": np.array([0, 1, None])}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_statistics_that_are_none(tmp_path, change, match):
+    np.savez(tmp_path / "a.npz", **({"mu": np.zeros(3), "sigma": np.eye(3)} | change))
+    with pytest.raises(UserError, match=match) as caught:
+        features.Seen.load(tmp_path / "a.npz", TOY)
+    assert "\n" not in str(caught.value)
+
+
 def dataset(x):
     return data.Dataset(len(x), x.shape[1:], lambda indices: (x[indices], np.zeros(len(indices), np.int32)))
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import PUBLISHED, published
 from flax import traverse_util
 
+from benchmarks.faults.checkpoints import archive, legacy, tensor, text
 from score_jax import pretrained, tensors
 from score_jax.networks import NCSNpp, NCSNv2, UNet
 from score_jax.pretrained import diffusers, score_sde
@@ -101,6 +102,88 @@ def test_names_of_older_files_of_diffusers(tmp_path):
     assert set(tensors.read_safetensors(file)) != set(whole)
     expected = pretrained.load_diffusers(DATA / "diffusers_ddpm").params
     jax.tree.map(np.testing.assert_array_equal, pretrained.load_diffusers(tmp_path).params, expected)
+
+
+def torch_file(tree, form=archive):
+    """A PyTorch file of dicts and lists of float32 tensors."""
+    storages = {}
+
+    def pickled(tree):
+        if isinstance(tree, dict):
+            return b"}(" + b"".join(text(name) + pickled(value) for name, value in tree.items()) + b"u"
+        if isinstance(tree, list):
+            return b"](" + b"".join(map(pickled, tree)) + b"e"
+        key, x = str(len(storages)), np.ascontiguousarray(tree, np.float32)
+        storages[key] = x
+        return tensor(x.shape, [step // 4 for step in x.strides], size=x.size, key=key)
+
+    return form(pickled(tree) + b".", storages)
+
+
+def test_weights_of_diffusers_as_people_have_them(tmp_path):
+    """Shards, PyTorch's pickles, variants, names with the prefixes of wrappers, and a file instead of its directory."""
+    expected = pretrained.load_diffusers(DATA / "diffusers_ddpm").params
+    whole = tensors.read_safetensors(DATA / "diffusers_ddpm" / diffusers.WEIGHTS)
+    names, stem = sorted(whole), "diffusion_pytorch_model"
+    halves = [{n: whole[n] for n in part} for part in (names[::2], names[1::2])]
+
+    def model(name):
+        directory = tmp_path / name
+        shutil.copytree(DATA / "diffusers_ddpm", directory)
+        (directory / diffusers.WEIGHTS).unlink()
+        return directory
+
+    def same(path, atol=0.0):
+        params = pretrained.load_diffusers(path).params
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=0), params, expected)
+
+    def shards(directory, suffix, write):
+        files = [f"{stem}-0000{k}-of-00002{suffix}" for k in (1, 2)]
+        for file, half in zip(files, halves, strict=True):
+            write(directory / file, half)
+        places = {name: file for file, half in zip(files, halves, strict=True) for name in half}
+        (directory / f"{stem}{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+    def write_bin(path, arrays):
+        path.write_bytes(torch_file(arrays))
+
+    shards(model("shards"), ".safetensors", tensors.write_safetensors)
+    shards(model("shards_bin"), ".bin", write_bin)
+    write_bin(model("bin") / f"{stem}.bin", {f"module._orig_mod.{n}": v for n, v in whole.items()})
+    half = {n: v.astype(np.float16) for n, v in whole.items()}
+    tensors.write_safetensors(model("fp16") / f"{stem}.fp16.safetensors", half)
+    for name in ("shards", "shards_bin", "bin"):
+        same(tmp_path / name)
+    same(tmp_path / "fp16", atol=2e-3)
+    same(DATA / "diffusers_ddpm" / diffusers.WEIGHTS)
+    tensors.write_safetensors(tmp_path / "fp16" / f"{stem}.non_ema.safetensors", half)
+    with pytest.raises(ValueError, match=rf"name the file of the variant .* holds .*{stem}.non_ema.safetensors"):
+        pretrained.load_diffusers(tmp_path / "fp16")
+    (tmp_path / "bin" / f"{stem}.bin").rename(tmp_path / "bin" / "weights.pt")
+    with pytest.raises(ValueError, match=r"there is no diffusion_.*bin holds config.json, io.npz, weights.pt"):
+        pretrained.load_diffusers(tmp_path / "bin")
+
+
+def test_an_index_names_only_files_beside_it(tmp_path):
+    shutil.copytree(DATA / "diffusers_ddpm", tmp_path / "a/unet")
+    (tmp_path / "a/unet" / diffusers.WEIGHTS).rename(tmp_path / "weights.safetensors")
+    for place in ("../../weights.safetensors", str(tmp_path / "weights.safetensors"), "..", "config.json"):
+        index = {"weight_map": {"conv_in.bias": place}}
+        (tmp_path / "a/unet" / f"{diffusers.WEIGHTS}.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="which is no file of weights beside it"):
+            pretrained.load_diffusers(tmp_path / "a")
+
+
+def test_the_older_format_of_the_score_sde_code(tmp_path):
+    """As the small published file, with the names of a network that was compiled and divided over devices."""
+    whole = tensors.read_torch(DATA / "torch_ddpmpp_vp.pth")
+    model = {f"module._orig_mod.{name.removeprefix('module.')}": x for name, x in whole["model"].items()}
+    tree = {"model": model, "ema": {"shadow_params": whole["ema"]["shadow_params"]}}
+    (tmp_path / "old.pth").write_bytes(torch_file(tree, legacy))
+    read, expected = (score_sde.read(path) for path in (tmp_path / "old.pth", DATA / "torch_ddpmpp_vp.pth"))
+    assert read.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(read[name], value)
 
 
 def test_schedules_of_diffusers(tmp_path):

@@ -1,55 +1,21 @@
 """Files of tensors: what is written is read, and a file that is broken or hostile is an error and nothing else."""
 
-import io
 import json
 import pathlib
 import pickle
-import zipfile
 
+import flax.serialization
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from score_jax import tensors
+from benchmarks.faults import PASSED, checkpoints
+from benchmarks.faults.checkpoints import STORAGE, archive, call, legacy, mapping, npz, several, tensor, text
+from score_jax import pickles, tensors
 
 RNG = np.random.default_rng(0)
-STORAGE = np.arange(12, dtype=np.float32)
-
-
-def text(value):
-    return b"X" + len(value).to_bytes(4, "little") + value.encode()
-
-
-def several(*items):
-    """The pickle of a tuple, from those of its items; a plain integer stands for itself."""
-    return b"(" + b"".join(b"I%d\n" % i if isinstance(i, int) else i for i in items) + b"t"
-
-
-def tensor(shape, strides, *, offset=0, kind="Float", size=12, key="0"):
-    storage = several(text("storage"), f"ctorch\n{kind}Storage\n".encode(), text(key), text("cpu"), size) + b"Q"
-    arguments = several(storage, offset, several(*shape), several(*strides), b"I00\n", b"}")
-    return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
-
-
-def mapping(**items):
-    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
-
-
-def archive(tree, storages):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as z:
-        z.writestr("model/data.pkl", tree)
-        z.writestr("model/byteorder", "little")
-        for key, storage in storages.items():
-            z.writestr(f"model/data/{key}", storage.tobytes())
-    return file.getvalue()
-
-
-def legacy(tree, storages):
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-    head = b"".join(pickle.dumps(x, 2) for x in (tensors.LEGACY_MAGIC, 1001, system))
-    sized = [len(s).to_bytes(8, "little") + s.tobytes() for s in storages.values()]
-    return head + tree + pickle.dumps(list(storages), 2) + b"".join(sized)
 
 
 @pytest.fixture(params=[archive, legacy])
@@ -152,6 +118,115 @@ def test_a_file_that_is_cut_short(write):
     for end in range(0, len(whole), 7):
         path.write_bytes(whole[:end])
         fails(path, "PyTorch file")
+
+
+@pytest.mark.parametrize("reader", checkpoints.READERS)
+def test_hostile_files_are_told(reader, tmp_path):
+    """Those of the benchmark of faults that take no seconds; there each has a process with little memory."""
+    failed = []
+    for i, case in enumerate(case for case in checkpoints.cases() if case.reader == reader and not case.heavy):
+        (tmp_path / str(i)).mkdir()
+        trial = checkpoints.read(case, case.write(tmp_path / str(i)))
+        failed += [trial] * (trial.verdict not in PASSED)
+    assert not failed
+    assert not checkpoints.CANARY.exists()
+
+
+def test_a_pickle_has_a_bounded_number_of_opcodes(write, monkeypatch):
+    monkeypatch.setattr(pickles, "MOST_OPCODES", 1000)
+    one = tensor((1,), (1,))
+    assert tensors.read_torch(write(several(b"](" + b"N" * 900 + b"e", one) + b"."))[0] == [None] * 900
+    fails(write(several(b"](" + b"N" * 1000 + b"e", one) + b"."), "more than 1,000 opcodes")
+
+
+def test_tensors_share_bytes_only_so_often(write):
+    """One expanded by strides of zero is read, as long as its elements stay few."""
+    np.testing.assert_array_equal(tensors.read_torch(write(tensor((5, 12), (0, 1)) + b".")), np.tile(STORAGE, (5, 1)))
+    fails(write(tensor((10**12,), (0,)) + b"."), "share their bytes more than 16 times")
+
+
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+def test_numbers_of_numpy(write, module):
+    """Those of both protocols: bytes as they are, and as text in latin-1."""
+    dtype = call("numpy.dtype", text("f8"), b"I00\n", b"I01\n")
+    dtype += several(3, text("<"), b"N", b"N", b"N", -1, -1, 0) + b"b"
+    raw = np.float64(-0.7).tobytes()
+    for data in (b"C\x08" + raw, call("_codecs.encode", text(raw.decode("latin-1")), text("latin1"))):
+        number = call(f"{module}.multiarray.scalar", dtype, data)
+        read = tensors.read_torch(write(several(number, tensor((1,), (1,))) + b"."))[0]
+        assert isinstance(read, np.float64)
+        assert read == -0.7
+
+
+TOKENS = [
+    *(
+        b"(",
+        b")",
+        b"]",
+        b"}",
+        b"N",
+        b"K\x01",
+        b"t",
+        b"\x85",
+        b"\x86",
+        b"e",
+        b"a",
+        b"s",
+        b"u",
+        b"R",
+        b"b",
+        b"Q",
+        b"0",
+        b"2",
+    ),
+    *(
+        b"q\x00",
+        b"h\x00",
+        b"\x94",
+        b"\x93",
+        b"l",
+        b"d",
+        b"\x81",
+        text("0"),
+        text("storage"),
+        text("cpu"),
+        STORAGE.tobytes(),
+    ),
+    *(f"c{name.rpartition('.')[0]}\n{name.rpartition('.')[2]}\n".encode() for name in pickles.PLAIN),
+    *(
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+        tensor((3, 4), (4, 1)),
+        several(3),
+        several(1),
+    ),
+]
+FUZZED = {
+    "torch": [archive(mapping(a=tensor((3, 4), (4, 1))) + b"."), legacy(mapping(a=tensor((3, 4), (4, 1))) + b".")],
+    "safetensors": [checkpoints.safe({"a": checkpoints.entry()})],
+    "msgpack": [flax.serialization.msgpack_serialize({"params_ema": {"a": {"kernel": STORAGE, "bias": STORAGE[0]}}})],
+    "statistics": [npz(mu=np.zeros(3), sigma=np.eye(3), n=5)],
+}
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=10_000, derandomize=True, database=None)
+def test_readers_answer_any_file(tmp_path_factory, data):
+    """Right files with a few bytes replaced, put in and taken out, and programs of a pickle's opcodes."""
+    reader = data.draw(st.sampled_from([*FUZZED, "program"]))
+    if reader == "program":
+        program = b"".join(data.draw(st.lists(st.sampled_from(TOKENS), max_size=30)))
+        content, reader = data.draw(st.sampled_from([archive, legacy]))(program + b"."), "torch"
+    else:
+        content = data.draw(st.sampled_from(FUZZED[reader]))
+        for _ in range(data.draw(st.integers(1, 4))):
+            start, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 4))
+            content = content[:start] + data.draw(st.binary(max_size=4)) + content[start + length :]
+    path = tmp_path_factory.getbasetemp() / "fuzzed"
+    path.write_bytes(content)
+    case = checkpoints.Case("fuzzed", reader, lambda path: path, right=True)
+    # To read a changed file is right, too; to fail with anything but a line is not.
+    assert checkpoints.read(case, path).verdict in ("right", "silent")
 
 
 def test_other_archives_are_no_torch_files(tmp_path):

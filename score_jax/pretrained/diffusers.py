@@ -97,6 +97,8 @@ def load_diffusers(path: str | pathlib.Path) -> Pretrained:
     path = pathlib.Path(path)
     config = read_config(path)
     network = network_of(config)
+    sde, adapter = process_of(path)
+    steps = len(np.asarray(sde.betas))
     names = {theirs: ours for ours, theirs in _names(network, config["sample_size"]).items()}
 
     def ours(name: str) -> str:
@@ -115,8 +117,6 @@ def load_diffusers(path: str | pathlib.Path) -> Pretrained:
         tensors[first] = np.roll(tensors[first], len(tensors[first]) // 2, axis=0)
     size = config["sample_size"]
     params = fill(network, images(size, size, config["in_channels"]), tensors, ours)
-    sde, adapter = process_of(path)
-    steps = len(np.asarray(sde.betas))
     return with_score(network, params, sde, lambda t: steps * t - 1, adapter)
 
 
