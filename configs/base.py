@@ -1,111 +1,128 @@
 """What experiments share: every field of a config, with its default; an experiment states what differs."""
 
+import copy
 import math
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
+# Of each field the default, and what it is; `python run.py --help` prints them.
+FIELDS: dict[str, tuple[Any, str]] = {
+    "seed": (0, "of all that is random"),
+    "parameterization.name": ("from_noise", "what the network predicts (score_jax.parameterization)"),
+    "conditioning": (
+        "time",
+        "what it is given beside x: 'time', 999 t; 'noise_level', sigma(t); 'level', the index in a ladder, from the "
+        "largest on; 'step', that in DDPM's chain; 'none', what the parameterization passes on",
+    ),
+    "num_levels": (0, "of that ladder, for conditioning='level' and times='draw_levels'; 0: none"),
+    # Devices (score_jax.sharding).
+    "mesh.data": (-1, "over how many devices batches are divided; -1, here and below: all that the others leave"),
+    "mesh.fsdp": (1, "over how many of them both batches and parameters are divided"),
+    "mesh.tensor": (1, "over how many of them DiT's features are divided"),
+    "distributed.enabled": (False, "whether several processes are one run"),
+    "distributed.coordinator": ("", "the first one's host:port; '': found out from SLURM, Open MPI, Kubernetes, a TPU"),
+    "distributed.num_processes": (0, "how many they are, where there is a coordinator"),
+    "distributed.process_id": (0, "which of them this is, from 0"),
+    "data.name": ("digits", "digits, folder, two_moons, checkerboard, or an image data set of tensorflow-datasets"),
+    "data.dir": ("", "where it lies; '': the default of tensorflow-datasets"),
+    "data.image_size": (0, "images are cropped to a square and resized to this; 0: as stored"),
+    "data.crop": (0, "the side of that square, in the middle; 0: the largest"),
+    "data.background": ("", "the colour behind transparent pixels, 'black' or '#808080'; '': white"),
+    "data.centered": (True, "images are in [-1, 1]; otherwise in [0, 1]"),
+    "data.random_flip": (False, "half of the images are mirrored, left to right"),
+    "data.dequantize": (False, "uniform noise fills the steps between the 256 grey levels"),
+    "training.num_steps": (4000, "steps in all, those of an earlier start included"),
+    "training.batch_size": (64, "examples of a step, on all devices together"),
+    "training.learning_rate": (2e-4, "of Adam, the peak"),
+    "training.warmup_steps": (200, "steps in which the learning rate rises to the peak"),
+    "training.decay": ("constant", "of the learning rate after that: 'constant', or 'cosine' to 0 at num_steps"),
+    "training.grad_clip": (1.0, "the largest norm of a gradient; inf: any"),
+    "training.ema_decay": (0.999, "of the moving average of the parameters, which is what samples; 0: none"),
+    "training.objective": ("denoising_score_matching", "of score_jax.losses or score_jax.distillation"),
+    "training.times": ("draw_uniform", "how times are drawn (score_jax.timesteps)"),
+    "training.weighting": ("variance_weighting", "of the times in the loss (score_jax.losses)"),
+    "training.accumulate": (1, "parts of a batch that are taken one after the other, for less memory"),
+    "training.max_skipped": (20, "steps in a row whose gradient is not finite; they change nothing, one more ends it"),
+    "training.distillation.teacher": (
+        "",
+        "the workdir of the network that is distilled, whose parameters training begins with; '': that of --pretrained",
+    ),
+    "training.distillation.grid": ("", "the times of distillation (score_jax.timesteps)"),
+    "training.distillation.num_steps": (0, "of that grid"),
+    "training.label_dropout": (0.0, "share of labels replaced by 'no class', for classifier-free guidance: 0.1 to 0.2"),
+    "training.reduce_mean": (True, "the loss is a mean over dimensions; otherwise half the sum"),
+    "training.log_every": (100, "steps from one line of metrics to the next"),
+    "training.checkpoint_every": (1000, "steps from one checkpoint to the next"),
+    # 20 evaluations with the denoising step, as good as 1,000 of Euler-Maruyama (benchmarks.solvers).
+    "sampling.sampler.name": ("sde_dpm_solver_pp", "of score_jax.samplers; its arguments are fields beside the name"),
+    "sampling.corrector.name": ("", "a sampler that follows each step of the first; '': none"),
+    "sampling.guidance.name": (
+        "",
+        "'classifier_free_guidance' or 'classifier_guidance' (score_jax.guidance); '': none",
+    ),
+    "sampling.guidance.scale": (1.0, "how strongly"),
+    "sampling.guidance.interval": (placeholder(tuple), "(t_low, t_high): only between these times; None: always"),
+    "sampling.guidance.classifier": ("", "the workdir of a classifier, of configs/classifier_digits.py say"),
+    "sampling.grid": ("curvature", "the times of sampling (score_jax.timesteps)"),
+    "sampling.num_steps": (19, "of that grid"),
+    "sampling.step_size": (
+        FieldReference(0.0, field_type=object),
+        "of annealed Langevin at the smallest level, in the published notation, in place of its corrector's snr; "
+        "'auto': by NCSNv2's fourth technique; 0: not used",
+    ),
+    "sampling.t_min": (1e-3, "the time at which sampling ends"),
+    "sampling.denoise": (True, "it ends with the posterior mean (Tweedie)"),
+    "sampling.num_samples": (64, "how many training and --mode=sample write"),
+    "sampling.batch_size": (512, "how many are made at once"),
+    "editing.images": ("", "a file or a folder of images; '': the first sampling.num_samples of the test split"),
+    "editing.mask": ("center", "what is hidden: 'center', 'left', 'random', or a file that is black there"),
+    "editing.operator.name": ("blur", "what restore undoes (score_jax.operators); 'mask' is the one above"),
+    "editing.method.name": ("mmps", "how it does that (score_jax.inverse)"),
+    "editing.noise_std": (0.1, "of the noise that restore adds to the measurement, in the range of data.centered"),
+    "editing.num_between": (6, "images that interpolate puts between two"),
+    "editing.temperature": (1.0, "the factor on their latent codes"),
+    "evaluation.num_samples": (512, "how many are made, or test images are looked at"),
+    "evaluation.features": (
+        "pixels",
+        "what images are compared by: 'pixels', 'inception', which gives FID, KID and so on as published, or "
+        "'efficientnet_lite0' (score_jax.features)",
+    ),
+    "evaluation.weights": ("", "of that network, a path or URL: pytorch-fid's file; '': those of its package"),
+    "evaluation.statistics": (
+        "",
+        "an .npz of the training images' statistics, pytorch-fid's say: read, or made if it is missing; where it is "
+        "read there is neither KID nor precision and recall",
+    ),
+    "evaluation.classifier": (False, "with pixels: scores by a logistic regression on the labels, too"),
+    # Of test images under the probability flow (score_jax.likelihood).
+    "evaluation.likelihood.divergence": ("hutchinson", "or 'exact'"),
+    "evaluation.likelihood.num_probes": (1, "random directions of 'hutchinson'"),
+    "evaluation.likelihood.num_repeats": (1, "draws of an image's dequantization"),
+    "evaluation.likelihood.rtol": (1e-4, "the solver's relative tolerance"),
+    "evaluation.likelihood.atol": (1e-4, "the solver's absolute tolerance"),
+    "evaluation.likelihood.solver": (
+        "dopri5",
+        "of order 5; or 'tsit5', of order 5, too, 'dopri8', of order 8 (score_jax.ode)",
+    ),
+    "evaluation.likelihood.dequantizer_steps": (0, "of the fit of a variational dequantizer before; 0: none"),
+}
+
+# What an experiment must choose; the arguments of both are fields beside the names.
+CHOSEN = {"sde.name": "the process (score_jax.sde)", "network.name": "the network (score_jax.networks)"}
+
 
 def base() -> ConfigDict:
     """All fields but `sde` and `network`, which an experiment must choose."""
-    return ConfigDict(
-        dict(
-            seed=0,
-            # What the network predicts (score_jax.parameterization), and the value that it is given beside x:
-            # 'time' is 999 t, 'noise_level' is sigma(t), 'level' is the index in a ladder of `num_levels`, from the
-            # largest on, 'step' that in DDPM's chain, 'none' is what the parameterization passes on.
-            parameterization=dict(name="from_noise"),
-            conditioning="time",
-            num_levels=0,  # of conditioning='level' and times='draw_levels'
-            # Devices (score_jax.sharding): batches are divided over data x fsdp, parameters over fsdp, DiT's features
-            # over tensor; -1 is all that the others leave.
-            mesh=dict(data=-1, fsdp=1, tensor=1),
-            # Several processes: the first one's 'host:port', how many, and which this is; '' finds that out from SLURM,
-            # Open MPI, Kubernetes or a TPU.
-            distributed=dict(enabled=False, coordinator="", num_processes=0, process_id=0),
-            data=dict(
-                name="digits",
-                dir="",  # '': the default of tensorflow-datasets
-                image_size=0,  # 0: as stored
-                crop=0,  # the side of the central square that is resized to image_size; 0: the largest
-                background="",  # the colour behind transparent pixels of image files, 'black' or '#808080'; '': white
-                centered=True,  # to [-1, 1]; otherwise [0, 1]
-                random_flip=False,
-                dequantize=False,
-            ),
-            training=dict(
-                num_steps=4000,
-                batch_size=64,
-                learning_rate=2e-4,
-                warmup_steps=200,
-                decay="constant",  # or 'cosine'
-                grad_clip=1.0,
-                ema_decay=0.999,
-                objective="denoising_score_matching",
-                times="draw_uniform",
-                weighting="variance_weighting",
-                accumulate=1,  # parts of a batch that are taken one after the other, for less memory
-                max_skipped=20,  # steps in a row whose gradient is not finite; they change nothing
-                # Of score_jax.distillation's objectives: the workdir of the network that is distilled, with whose
-                # parameters training begins (or with those of --pretrained, the teacher if there is none here), and a
-                # grid of score_jax.timesteps.
-                distillation=dict(teacher="", grid="", num_steps=0),
-                label_dropout=0.0,  # share of labels replaced by 'no class', for classifier-free guidance; 0.1 to 0.2
-                reduce_mean=True,  # loss: mean over dimensions; otherwise half the sum
-                log_every=100,
-                checkpoint_every=1000,
-            ),
-            sampling=dict(
-                # 20 evaluations with the denoising step, as good as 1,000 of Euler-Maruyama (benchmarks.solvers).
-                sampler=dict(name="sde_dpm_solver_pp"),
-                corrector=dict(name=""),  # '': none
-                # 'classifier_free_guidance' or 'classifier_guidance' (score_jax.guidance), only between the times
-                # interval=(t_low, t_high) if given; classifier: the workdir of one, of `classifier_digits` say.
-                guidance=dict(name="", scale=1.0, interval=placeholder(tuple), classifier=""),
-                grid="curvature",
-                num_steps=19,
-                # Of annealed Langevin at the smallest level, in the published notation, in place of its corrector's
-                # snr; 'auto': by NCSNv2's fourth technique; 0: not used.
-                step_size=FieldReference(0.0, field_type=object),
-                t_min=1e-3,
-                denoise=True,  # end with the posterior mean (Tweedie)
-                num_samples=64,
-                batch_size=512,
-            ),
-            # Of the modes inpaint, colorize, restore and interpolate.
-            editing=dict(
-                images="",  # a file or a folder of images; '': the first sampling.num_samples of the test split
-                mask="center",  # what is hidden: 'center', 'left', 'random', or a file that is black there, and opaque
-                operator=dict(name="blur"),  # what restore undoes (score_jax.operators); 'mask' is the one above
-                method=dict(name="mmps"),  # how (score_jax.inverse)
-                noise_std=0.1,  # of the noise that restore adds to the measurement, in the range of data.centered
-                num_between=6,  # images that interpolate puts between two
-                temperature=1.0,  # the factor on their latent codes
-            ),
-            evaluation=dict(
-                num_samples=512,
-                # What images are compared by: 'pixels', 'inception', which gives FID, KID and so on as published, or
-                # 'efficientnet_lite0' (score_jax.features).
-                features="pixels",
-                weights="",  # of that network, a path or URL: pytorch-fid's file; '': those of its package
-                # An .npz of the training images' statistics, pytorch-fid's say: it is read, or made if it is missing.
-                # Where it is read there is neither KID nor precision and recall.
-                statistics="",
-                classifier=False,  # with pixels: scores by a logistic regression on the labels, too
-                # Of test images: the probability flow's, with one probe (score_jax.likelihood); with dequantizer_steps
-                # a variational dequantizer is fitted first.
-                likelihood=dict(
-                    divergence="hutchinson",
-                    num_probes=1,
-                    num_repeats=1,
-                    rtol=1e-4,
-                    atol=1e-4,
-                    solver="dopri5",
-                    dequantizer_steps=0,
-                ),
-            ),
-        )
-    )
+    fields: dict[str, Any] = {}
+    for path, (default, _) in FIELDS.items():
+        *parts, name = path.split(".")
+        node = fields
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[name] = copy.copy(default)  # References are of one config each.
+    return ConfigDict(fields)
 
 
 def unet(**fields) -> dict:

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Collection
 from typing import Any, cast
@@ -25,7 +26,6 @@ from score_jax.errors import UserError
 from score_jax.sde import DDPM, SDE, ScoreFn
 
 __all__ = [
-    "check_numbers",
     "chosen",
     "is_classifier",
     "make_grid",
@@ -39,6 +39,7 @@ __all__ = [
     "num_classes",
     "open_data",
     "resolve",
+    "sampling_sde",
 ]
 
 
@@ -56,25 +57,6 @@ CONDITIONINGS: dict[str, Callable[[ConfigDict, SDE, Array], Array]] = {
     "step": _step,
     "none": lambda config, sde, t: t,
 }
-
-
-# The least values of numbers that nothing else checks before the work.
-LEAST = {
-    "seed": 0,
-    "training.batch_size": 1,
-    "training.log_every": 1,
-    "training.checkpoint_every": 1,
-    "sampling.num_samples": 1,
-    "sampling.batch_size": 1,
-    "evaluation.num_samples": 2,
-}
-
-
-def check_numbers(config: ConfigDict) -> None:
-    """Raise a `UserError` at the first number of the config that is less than it may be."""
-    for field, least in LEAST.items():
-        if (value := operator.attrgetter(field)(config)) < least:
-            raise UserError(f"config.{field} must be at least {least}, got {value}")
 
 
 def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
@@ -109,13 +91,19 @@ def chosen(config: ConfigDict, given: Collection[str]) -> ConfigDict:
 def make_sde(config: ConfigDict) -> SDE:
     """The process of `config.sde`."""
     for name, value in lookup.fields(config.sde).items():
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             auto = " ('auto' is found from the data when `run` starts)" if value == "auto" else ""
-            raise UserError(f"config.sde.{name}: must be a number, got {value!r}{auto}")
+            raise UserError(f"config.sde.{name} must be a finite number, got {value!r}{auto}")
     public = {n: getattr(sde_module, n) for n in sde_module.__all__}
     processes = {n: o for n, o in public.items() if inspect.isclass(o) and issubclass(o, SDE) and o is not SDE}
     cls = lookup.choose(processes, config.sde.name, "config.sde")
     return lookup.call(cls, field="config.sde", **lookup.fields(config.sde))
+
+
+def sampling_sde(config: ConfigDict, sde: SDE) -> SDE:
+    """The process up to where sampling ends."""
+    t_min, field = config.sampling.t_min, "config.sampling.t_min"
+    return lookup.call(lambda: dataclasses.replace(sde, t_min=t_min), field=field)
 
 
 def make_network(config: ConfigDict) -> nn.Module:
@@ -306,7 +294,7 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         config.sde.sigma_max = unit * timesteps.largest_distance(x)
         print(f"sigma_max: {config.sde.sigma_max:.4g}, the largest distance between two of {dataset.size} examples")
     if config.sampling.step_size == "auto":
-        sde = dataclasses.replace(make_sde(config), t_min=config.sampling.t_min)
+        sde = sampling_sde(config, make_sde(config))
         config.sampling.step_size = _step_size(config, sde)
         print(f"step_size: {config.sampling.step_size:.4g}, for {config.sampling.num_steps} levels")
     return config

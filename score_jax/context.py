@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from score_jax import checkpoint, data, lookup, parameterization, samplers, sharding, train
 from score_jax.adopt import adopt, load_params, unread
 from score_jax.build import (
-    check_numbers,
     is_classifier,
     make_grid,
     make_guided_score_fn,
@@ -30,9 +29,11 @@ from score_jax.build import (
     num_classes,
     open_data,
     resolve,
+    sampling_sde,
 )
 from score_jax.errors import UserError
 from score_jax.objective import check_jumps, check_teacher, has_teacher, make_loss
+from score_jax.schema import check_numbers
 from score_jax.sde import sample_prior
 from score_jax.workdir import SampleFile, open_workdir, save_samples, sole_writer
 
@@ -70,7 +71,7 @@ class Run:
         self.config = config = resolve(self.config, self.dataset)
         self.mesh = lookup.call(sharding.make_mesh, field="config.mesh", **config.mesh)
         self.sde, self.network = make_sde(config), make_network(config)
-        self.sampling_sde = dataclasses.replace(self.sde, t_min=config.sampling.t_min)
+        self.sampling_sde = sampling_sde(config, self.sde)
         # One split: `fold_in(key, i)` and `split(key)[i]` are the same key.
         self.key_params, self.key_train, self.key_sample, self.key_grid = jax.random.split(
             jax.random.key(config.seed), 4

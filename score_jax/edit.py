@@ -94,11 +94,8 @@ def interpolate(run: Run) -> None:
     config, sde, editing = run.config, run.sampling_sde, run.config.editing
     step, state = run.restore()
     images, labels = _images(run)
-    if len(images) < 2 or editing.num_between < 0 or editing.temperature <= 0:
-        raise UserError(
-            "--mode=interpolate needs 2 images or more, config.editing.num_between of 0 or more and a positive "
-            f"config.editing.temperature, got {len(images)}, {editing.num_between} and {editing.temperature}"
-        )
+    if len(images) < 2:
+        raise UserError(f"--mode=interpolate needs 2 images or more (config.editing.images), got {len(images)}")
     x = data.to_float(images[: len(images) // 2 * 2], centered=config.data.centered)
     pairs = x.reshape(-1, 2, *x.shape[1:]), labels[: len(x)].reshape(-1, 2)
     weights = np.linspace(0, 1, editing.num_between + 2)

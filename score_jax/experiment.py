@@ -30,7 +30,16 @@ from score_jax.build import (
 from score_jax.context import Run
 from score_jax.errors import UserError
 from score_jax.objective import is_distilled, make_loss
-from score_jax.workdir import MetricLog, read_config, record_changes, sole_writer, termination, write_config
+from score_jax.schema import check_numbers, expanded, local_path
+from score_jax.workdir import (
+    MetricLog,
+    check_place,
+    read_config,
+    record_changes,
+    sole_writer,
+    termination,
+    write_config,
+)
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
@@ -53,7 +62,7 @@ def _train(run: Run) -> None:
 def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
     config, mesh = run.config, run.mesh
     num_steps, batch_size, accumulate = (config.training[n] for n in ("num_steps", "batch_size", "accumulate"))
-    if accumulate < 1 or batch_size % (accumulate * sharding.num_shards(mesh)):
+    if batch_size % (accumulate * sharding.num_shards(mesh)):
         raise UserError(
             f"config.training.batch_size: {batch_size} does not divide into accumulate={accumulate} parts for "
             f"{sharding.num_shards(mesh)} devices"
@@ -267,6 +276,7 @@ def run(
     act = lookup.choose(MODES, mode, "--mode")
     if retune and act is not _train:
         raise UserError(f"--retune is for --mode=train, not for --mode={mode}")
+    check_numbers(config)
     if is_classifier(config) and act not in (_train, _evaluate):
         raise UserError(f"--mode={mode} needs a score, and this config makes a classifier: there are train, evaluate")
     if is_distilled(config) and act not in (_train, _sample, _evaluate, _export):
@@ -274,7 +284,8 @@ def run(
             f"--mode={mode} needs a score, and {config.training.objective} makes a network of large steps: there are "
             "train, sample, evaluate, export; or take its teacher"
         )
-    config, workdir = chosen(config, given), pathlib.Path(workdir)
+    config, workdir = chosen(expanded(config), given), pathlib.Path(local_path(workdir, "--workdir"))
+    check_place(workdir)
     train.tune_cpu()
     lookup.call(sharding.initialize, field="config.distributed", **config.distributed)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -284,11 +295,11 @@ def run(
         if jax.process_index() > 0:  # One speaks for all.
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            act(Run(config, workdir, pretrained, retune=retune))
+            act(Run(config, workdir, local_path(pretrained, "--pretrained"), retune=retune))
             if jax.process_index() == 0:
                 print("report:", report.write_report(workdir))
         except OSError as error:
             full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
-            if error.errno not in (*full, *closed, errno.ENOTDIR):
+            if error.errno not in (*full, *closed, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
                 raise
             raise UserError(f"cannot write to {workdir}, its checkpoints are as they were: {error}") from error

@@ -1,6 +1,7 @@
 """Names in a config to public functions, and a config's fields to their arguments, with every mistake in one line."""
 
 import inspect
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -49,22 +50,30 @@ def call(fn: Callable, *args: Any, field: str, **kwargs: Any) -> Any:
     for name, value in kwargs.items():
         if name not in known:
             raise UserError(f"{field}: {fn.__name__} has no parameter {name!r}{nearest(name, known)}")
-        if (kind := _kind(parameters[name].default)) and isinstance(value, KINDS) and _kind(value) != kind:
-            raise UserError(f"{field}.{name} must be {kind}, {parameters[name].default!r} say, got {value!r}")
+        _check_kind(f"{field}.{name}", value, parameters[name])
     try:
         return fn(*args, **kwargs)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from error
 
 
-KINDS = bool, int, float, str, tuple
+# What plain values are, in words; a bool is an int to Python, too, and so comes first.
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", tuple: "a tuple"}
 
 
-def _kind(value: Any) -> str:
-    """What a plain value is, in words; nothing for others."""
-    if isinstance(value, bool):
-        return "True or False"
-    return "a number" if isinstance(value, int | float) else "a word" if isinstance(value, str) else ""
+def _check_kind(field: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raise a `UserError` at a plain value of another kind than the parameter's default, or else its annotation."""
+    default = parameter.default
+    wanted = parameter.annotation if default is parameter.empty else type(default)
+    if wanted not in KINDS:
+        return
+    given = type(value)
+    if given is not wanted and (given, wanted) not in ((int, float), (list, tuple)):
+        if value is None or given in (*KINDS, list, dict):
+            say = "" if default is parameter.empty else f", {default!r} say"
+            raise UserError(f"{field} must be {KINDS[wanted]}{say}, got {value!r}")
+    elif given is float and not math.isfinite(value) and value != default:
+        raise UserError(f"{field} must be a finite number, got {value!r}")
 
 
 def fields(config: ConfigDict) -> dict[str, Any]:

@@ -147,8 +147,6 @@ def _times(config: ConfigDict, sde: SDE) -> Array:
 def _label_dropout(config: ConfigDict) -> float:
     """The share of labels that training replaces by 'no class'."""
     rate, field = config.training.label_dropout, "config.training.label_dropout"
-    if not 0 <= rate < 1:
-        raise UserError(f"{field} must be at least 0 and less than 1, got {rate}")
     if rate and (is_classifier(config) or not num_classes(config)):
         raise UserError(
             f"{field} is {rate}, but the network takes no labels: set config.network.num_classes, or 0 here"

@@ -4,8 +4,8 @@ config.yaml  checkpoints/<step>/  metrics.jsonl  samples/{step,inpaint,...}_<N>.
 """
 
 import contextlib
-import fcntl
 import json
+import os
 import pathlib
 import signal
 import sys
@@ -26,6 +26,7 @@ from score_jax.errors import UserError
 __all__ = [
     "MetricLog",
     "SampleFile",
+    "check_place",
     "open_workdir",
     "read_config",
     "record_changes",
@@ -57,6 +58,13 @@ FREE = (
 TUNED = ("training.learning_rate", "training.warmup_steps", "training.grad_clip", "training.decay")
 
 
+def check_place(path: pathlib.Path) -> None:
+    """Raise a `UserError` if there can be no directory of that name."""
+    if there := next((p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir()), None):
+        what = "a file" if there.exists() else "a link to nothing"
+        raise UserError(f"{there} is {what}: choose another --workdir")
+
+
 def open_workdir(path: pathlib.Path, config: dict[str, Any], *, retune: bool = False) -> None:
     """Make the directory of a run, or check that it is one of the same config.
 
@@ -79,11 +87,12 @@ def open_workdir(path: pathlib.Path, config: dict[str, Any], *, retune: bool = F
                     f"{path} holds a run of another config: {name} is {old!r} there and {new!r} here; choose another "
                     f"--workdir, or give the same config{remedy}"
                 )
-    elif path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file: choose another --workdir")
     elif path.exists() and any(p.name != "config.yaml.part" for p in path.iterdir()):
         raise UserError(f"{path} is not empty and has no config.yaml: choose another --workdir")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the directory {path}: {error.strerror}; choose another --workdir") from error
     if not file.exists():
         write_config(path, config)
     (path / "samples").mkdir(exist_ok=True)
@@ -128,11 +137,14 @@ def sole_writer(path: pathlib.Path, *, doing: str = "training") -> Iterator[None
     """
     with (path / {"training": ".lock", "sampling": ".lock_sampling"}[doing]).open("w") as file:
         try:
+            import fcntl  # Windows has none.
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{path} is in {doing} by another process: wait, or choose another --workdir") from error
-        except OSError as error:  # Not every file system of a cluster has locks.
-            print(f"{path} cannot be locked ({error.strerror}): see to it that no other process is {doing} there")
+        except (ImportError, OSError) as error:  # Not every file system of a cluster has locks.
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"{path} cannot be locked ({reason}): see to it that no other process is {doing} there")
         yield
 
 

@@ -28,6 +28,7 @@ EDGE = {
     "files",
     "images",
     "prepare",
+    "schema",
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}

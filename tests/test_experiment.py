@@ -3,7 +3,6 @@
 import importlib
 import json
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -302,7 +301,7 @@ MISTAKES = {
     "sampling.sampler.name=huen": "did you mean 'heun'",
     "sampling.sampler.name=chain": "unknown name 'chain'",
     "sampling.grid=karas": "did you mean 'karras'",
-    "sampling.num_steps=0": "at least 1 step",
+    "sampling.num_steps=0": r"sampling\.num_steps must be a whole number, at least 1, got 0",
     "data.name=digit": "did you mean 'digits'",
     "data.name=cifar10": "not on disk.*python -m score_jax.data cifar10",
     "network.multipliers=(1,1,1,1,1)": "divisible by 16",
@@ -320,13 +319,13 @@ MISTAKES = {
     "sampling.guidance.name=classifier_free": "did you mean 'classifier_free_guidance'",
     "sampling.guidance.name=classifier_free_guidance": "needs a network of classes, trained with",
     "sampling.guidance.name=classifier_guidance": "workdir of a trained classifier, and there is no run in ''",
-    "training.log_every=0": r"config\.training\.log_every must be at least 1, got 0",
-    "training.checkpoint_every=0": r"training\.checkpoint_every must be at least 1, got 0",
-    "training.batch_size=0": r"training\.batch_size must be at least 1, got 0",
-    "sampling.num_samples=0": r"sampling\.num_samples must be at least 1, got 0",
-    "sampling.batch_size=0": r"sampling\.batch_size must be at least 1, got 0",
-    "evaluation.num_samples=1": r"evaluation\.num_samples must be at least 2, got 1",
-    "seed=-1": "config.seed must be at least 0, got -1",
+    "training.log_every=0": r"config\.training\.log_every must be a whole number, at least 1, got 0",
+    "training.checkpoint_every=0": r"training\.checkpoint_every must be a whole number, at least 1, got 0",
+    "training.batch_size=0": r"training\.batch_size must be a whole number, at least 1, got 0",
+    "sampling.num_samples=0": r"sampling\.num_samples must be a whole number, at least 1, got 0",
+    "sampling.batch_size=0": r"sampling\.batch_size must be a whole number, at least 1, got 0",
+    "evaluation.num_samples=1": r"evaluation\.num_samples must be a whole number, at least 2, got 1",
+    "seed=-1": "config.seed must be a whole number, at least 0 and less than 4294967296, got -1",
     "seed=1": "another config: seed is 0 there and 1 here",
 }
 
@@ -365,7 +364,7 @@ def test_other_mistakes(tmp_path):
         experiment.run(tiny(), "train", tmp_path / "mine")
     with pytest.raises(UserError, match=r"thesis.tex is a file: choose another --workdir"):
         experiment.run(tiny(), "train", tmp_path / "mine/thesis.tex")
-    with pytest.raises(UserError, match=r"cannot write to .*Not a directory"):
+    with pytest.raises(UserError, match=r"thesis.tex is a file: choose another --workdir"):
         experiment.run(tiny(), "train", tmp_path / "mine/thesis.tex/run")
 
 
@@ -387,47 +386,3 @@ def test_another_sampler_leaves_the_arguments_of_that_of_the_file():
     for name in ("num_steps", "num_step"):
         with pytest.raises(UserError, match=f"sde_dpm_solver_pp has no parameter '{name}'"):
             sampler(name="sde_dpm_solver_pp", **{name: 3})
-
-
-def test_the_command_line_gives_arguments_that_a_config_does_not_list(tmp_path):
-    """They are on record before there is anything to sample from."""
-    given = ["--config.sampling.sampler.name=ddim", "--config.sampling.sampler.eta=0.5"]
-    given += ["--config.sampling.corrector.name=langevin_corrector", "--config.sampling.corrector.snr=0.3"]
-    command = [sys.executable, "run.py", "--config=configs/toy2d.py", "--mode=sample", f"--workdir={tmp_path / 'w'}"]
-    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "has no checkpoint: train first" in done.stderr
-    sampling = yaml.safe_load((tmp_path / "w/config.yaml").read_text())["sampling"]
-    assert sampling["sampler"] == {"name": "ddim", "eta": 0.5}
-    assert sampling["corrector"] == {"name": "langevin_corrector", "snr": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--config.trainin.num_steps=3"], "no field 'trainin'; did you mean 'training'?"),
-        (["--config.training.num_step=3"], "no field 'num_step'; did you mean 'num_steps'?"),
-        (
-            ["--config.sampling.sampler.name=ddim", "--config.sampling.sampler.et=0.5"],
-            "ddim has no parameter 'et'; did",
-        ),
-        (
-            ["--config.sampling.corrector.snr=0.1"],
-            "corrector.snr: nothing takes it: set config.sampling.corrector.name",
-        ),
-        (
-            ["--config.sampling.sampler.name=ddim", "--config.sampling.sampler.eta=half"],
-            "sampler.eta must be a number, 0.0",
-        ),
-        (["--config.network.rescale=False"], "no field 'rescale'"),
-        (["--mod=train"], "Did you mean: mode"),
-        (["stray"], "unexpected argument 'stray'"),
-        (["--config.sde.name=VPP"], "did you mean 'VP'?"),
-        (["--config=configs/vp_cifar.py:ncsnp"], "--config: unknown network 'ncsnp'; there are ddpm, ddpmpp,"),
-    ],
-)
-def test_the_command_line_answers_in_one_line(flags, words):
-    command = [sys.executable, "run.py", "--config=configs/toy2d.py", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
