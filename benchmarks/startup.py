@@ -5,6 +5,7 @@ sampler; each prints its seconds: of the gradient those of tracing and lowering 
 of Python's own code on.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -60,7 +61,11 @@ def samples() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    parts = {"gradient": gradient, "samples": samples}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    part = parser.parse_args().part
     from score_jax import train
 
     train.tune_cpu()
-    print(json.dumps({"gradient": gradient, "samples": samples}[sys.argv[1]]()))
+    print(json.dumps(parts[part]()))

@@ -3,7 +3,7 @@
 Song & Ermon 2019, Figure 3: the mixture of weights 0.8 and 0.2 at (5, 5) and (-5, -5), its independent samples,
 and those of plain and annealed Langevin dynamics from the same uniform start.
 
-    python -m examples.annealing
+    python -m examples.annealing [--output=PICTURE]
 """
 
 import pathlib
@@ -14,11 +14,12 @@ import matplotlib
 import numpy as np
 
 import score_jax as sj
+from examples import picture
 
 N = 10_000
 
 
-def main() -> None:
+def main(output: pathlib.Path) -> None:
     mixture = sj.GaussianMixture([0.8, 0.2], [[5.0, 5.0], [-5.0, -5.0]], [[[1.0, 0.0], [0.0, 1.0]]] * 2)
     start = jax.random.uniform(jax.random.key(0), (N, 2), minval=-8.0, maxval=8.0)
     sigmas = jnp.geomspace(20.0, 0.1, 15)  # Down to where the noise no longer shows.
@@ -58,8 +59,8 @@ def main() -> None:
         ax.set_title(f"{name}\nweights {weights[name]:.2f} / {1 - weights[name]:.2f}")
     for ax in axes:
         ax.set(xlim=(-9, 9), ylim=(-9, 9), aspect="equal")
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=80)
+    figure.savefig(output, dpi=80)
 
 
 if __name__ == "__main__":
-    main()
+    main(picture.output(__doc__, __file__))

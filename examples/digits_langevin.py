@@ -4,7 +4,7 @@ Song & Ermon 2019, Section 4.3: one network, trained by denoising on scikit-lear
 from 1 to 0.001.  Chains from uniform noise do not find the digits at the level 0.01 alone; down a ladder of levels that
 ends there, by as many evaluations, they do.
 
-    python -m examples.digits_langevin
+    python -m examples.digits_langevin [--output=PICTURE]
 """
 
 import pathlib
@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 
 import score_jax as sj
+from examples import picture
 from score_jax import data, evaluate, metrics, report, train
 from score_jax.networks import UNet
 
@@ -64,7 +65,7 @@ def quality():
     return lambda x: (distance(evaluate.pixels(x)), metrics.classifier_score(classify(x)))
 
 
-def main() -> None:
+def main(output: pathlib.Path) -> None:
     sigmas, e = ladder(0.01)
     score_fn, start = partial(score, fit()), jax.random.uniform(jax.random.key(2), (CHAINS, 8, 8, 1))
 
@@ -92,8 +93,8 @@ def main() -> None:
         ax.imshow(report.image_grid(images), cmap="gray", interpolation="nearest", extent=(0, 8, 8, 0))
         ax.set(title=f"Langevin dynamics {name}", xlabel="evaluations", yticks=[], frame_on=False)
         ax.set_xticks(0.5 + np.arange(8), shown * STEPS)
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=80)
+    figure.savefig(output, dpi=80)
 
 
 if __name__ == "__main__":
-    main()
+    main(picture.output(__doc__, __file__))

@@ -5,7 +5,7 @@ Eqs. 7 and 8), by finite differences (Pang et al. 2020), and denoising (Vincent 
 sines with random parameters, on Gaussian data, where the objective has a closed form.  Bars are two standard errors;
 gradients are of minibatches of 64, and their time is relative to that of evaluating the network.
 
-    python -m examples.estimators
+    python -m examples.estimators [--output=PICTURE]
 """
 
 import pathlib
@@ -19,6 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import score_jax as sj
+from examples import picture
 
 DIMENSIONS = (2, 8, 32, 128, 512, 1024)
 BATCH, ROUNDS, HIDDEN, SIGMA = 64, 64, 64, 0.1
@@ -90,7 +91,7 @@ def measure(d):
     return rows
 
 
-def main() -> None:
+def main(output: pathlib.Path) -> None:
     gap, error, variance, seconds = np.moveaxis([measure(d) for d in DIMENSIONS], 2, 0)
     tables = {
         "loss - closed form, per dimension": np.char.add(np.char.mod("%.4f", gap), np.char.mod(" (%.4f)", error)),
@@ -118,8 +119,8 @@ def main() -> None:
         ax.set(title=title, xscale="log", xlabel="dimension", xticks=DIMENSIONS, xticklabels=DIMENSIONS)
         ax.minorticks_off()
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=80)
+    figure.savefig(output, dpi=80)
 
 
 if __name__ == "__main__":
-    main()
+    main(picture.output(__doc__, __file__))

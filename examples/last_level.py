@@ -5,7 +5,7 @@ posterior mean at that level, removes it (Jolicoeur-Martineau et al. 2020).  Lad
 and 0.001, for digits in [0, 1], differ in nothing but where they end: the same chains, seen earlier and later.  Noise
 is measured where every digit is black.
 
-    python -m examples.last_level
+    python -m examples.last_level [--output=PICTURE]
 """
 
 import pathlib
@@ -16,13 +16,14 @@ import matplotlib
 import numpy as np
 
 import score_jax as sj
+from examples import picture
 from examples.digits_langevin import CHAINS, STEPS, digits, fit, ladder, quality, score
 from score_jax import data, report
 
 LAST = (0.1, 0.01, 0.001)
 
 
-def main() -> None:
+def main(output: pathlib.Path) -> None:
     score_fn = partial(score, fit())
     start = jax.random.uniform(jax.random.key(2), (CHAINS, 8, 8, 1))
     sigmas, step_size = ladder(min(LAST))
@@ -58,8 +59,8 @@ def main() -> None:
             ax.imshow(report.image_grid(data.to_uint8(x[:36], centered=False)), cmap="gray", interpolation="nearest")
             ax.set_title(f"down to {last:g}, {how} denoising")
             ax.axis("off")
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=80)
+    figure.savefig(output, dpi=80)
 
 
 if __name__ == "__main__":
-    main()
+    main(picture.output(__doc__, __file__))

@@ -5,7 +5,7 @@ learns the score near the modes alone, though every step has fresh data.  The sa
 noise levels (their Eq. 6) learns the score of the widened mixture everywhere, at levels that fill the space between
 the modes; at smaller ones it fails as the other does.  Dashed lines enclose 99 % of the data.
 
-    python -m examples.low_density
+    python -m examples.low_density [--output=PICTURE]
 """
 
 import pathlib
@@ -19,6 +19,7 @@ import optax
 from jax.numpy.linalg import norm
 
 import score_jax as sj
+from examples import picture
 from score_jax.networks import MLP
 
 SIGMAS = jnp.geomspace(10.0, 0.1, 20)
@@ -56,7 +57,7 @@ def grid(n):
     return np.stack(np.meshgrid(*[np.linspace(-EDGE, EDGE, n, dtype=np.float32)] * 2), axis=-1).reshape(-1, 2)
 
 
-def main() -> None:
+def main(output: pathlib.Path) -> None:
     clean = fit(lambda params, key, x: sj.sliced_score_matching(key, lambda x: score(params, x, 1.0), x))
     noisy = fit(lambda params, key, x: sj.ncsn_score_matching(key, partial(score, params), x, SIGMAS))
     fields = {"clean data": (MIXTURE, lambda x: score(clean, x, 1.0))}
@@ -92,8 +93,8 @@ def main() -> None:
         for ax, what in zip(row, ["density and exact score", "estimated score", "relative error"], strict=True):
             ax.set(title=f"{name}: {what}", xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), aspect="equal")
     figure.colorbar(image, ax=axes[:, 2], format="%g", ticks=[0.01, 0.1, 1], shrink=0.5)
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=80)
+    figure.savefig(output, dpi=80)
 
 
 if __name__ == "__main__":
-    main()
+    main(picture.output(__doc__, __file__))
