@@ -77,7 +77,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "sampling.num_samples": (64, "how many training and --mode=sample write"),
     "sampling.batch_size": (512, "how many are made at once"),
     "editing.images": ("", "a file or a folder of images; '': the first sampling.num_samples of the test split"),
-    "editing.mask": ("center", "what is hidden: 'center', 'left', 'random', or a file that is black there"),
+    "editing.mask": ("center", "what is hidden: 'center', 'left', 'random', or a file that is black there, and opaque"),
     "editing.operator.name": ("blur", "what restore undoes (score_jax.operators); 'mask' is the one above"),
     "editing.method.name": ("mmps", "how it does that (score_jax.inverse)"),
     "editing.noise_std": (0.1, "of the noise that restore adds to the measurement, in the range of data.centered"),

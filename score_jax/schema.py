@@ -63,7 +63,7 @@ NUMBERS = {
     "data.crop": NATURAL,
     "training.num_steps": COUNT,
     "training.batch_size": COUNT,
-    "training.learning_rate": POSITIVE,
+    "training.learning_rate": Number(least=0),  # 0 measures the loss alone.
     "training.warmup_steps": NATURAL,
     "training.grad_clip": Number(above=0, infinite=True),
     "training.ema_decay": SHARE,
