@@ -16,10 +16,11 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from score_jax import data, networks, pretrained, tensors
-from score_jax.errors import UserError, one_line
+from score_jax import data, networks, pretrained, pytorch
+from score_jax.errors import UserError
 from score_jax.pretrained import base, diffusers, files, score_sde
 from score_jax.sde import DDPM, SDE
+from score_jax.tensors import one_line
 
 __all__ = ["adopt", "export", "load_params", "unread"]
 
@@ -38,7 +39,7 @@ def adopt(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
         return config
     if config.sde.name != "DDPM":
         raise UserError(f"--pretrained: {path} is on DDPM's chain, the config on {config.sde.name}: take ddpm_cifar")
-    settings = _told(path, diffusers.read_config)
+    settings = _told(path, files.read_config)
     network = _told(path, lambda _: diffusers.network_of(settings))
     sde, adapter = _told(path, diffusers.process_of)
     weights = _told(path, files.find)
@@ -78,7 +79,7 @@ def load_params(path: pathlib.Path, network: nn.Module, shape: tuple[int, ...]) 
     if not isinstance(network, networks.NCSN | networks.NCSNv2):
         raise UserError(f"--pretrained: no published file is of a {type(network).__name__}; a directory can be of one")
     # The releases save a list: the network, the optimiser, two counters, and NCSNv2's the average of what is trained.
-    content = _told(path, tensors.read_torch)
+    content = _told(path, pytorch.read_torch)
     parts = content if isinstance(content, list | tuple) else [content]
     network_tensors, average = (parts[i] if len(parts) > i else {} for i in (0, 4))
     state = _told(path, lambda _: base.named(network_tensors) | base.named(average))

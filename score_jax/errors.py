@@ -1,10 +1,9 @@
-"""The one exception that a user's mistake raises, and how its line is put."""
+"""The one exception that a user's mistake raises."""
 
 import difflib
-import reprlib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "nearest", "one_line", "short"]
+__all__ = ["UserError", "nearest"]
 
 
 class UserError(ValueError):
@@ -19,19 +18,3 @@ def nearest(name: str, names: Iterable[str], *, listed: Iterable[str] = ()) -> s
     if close:
         return f"; did you mean {folded[close[0]]!r}?"
     return f"; there are {', '.join(listed or sorted(names)[:12])}"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 120
-_SHORT.maxlevel = 2
-
-
-def short(value: object) -> str:
-    """`repr`, cut to a part of a line: what a file holds may be long, or shared so often that it never ends."""
-    return _SHORT.repr(value)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line of at most 500 characters."""
-    text = str(error) if isinstance(error, (ValueError, OSError)) and str(error) else repr(error)
-    return " ".join(text[:500].split())

@@ -23,11 +23,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from score_jax import data, metrics, sharding, tensors
-from score_jax.errors import UserError, one_line, short
+from score_jax import data, metrics, pytorch, sharding, tensors
+from score_jax.errors import UserError
 from score_jax.networks.efficientnet import EfficientNetLite0
 from score_jax.networks.inception import Features, Inception
 from score_jax.pretrained.base import fill, named
+from score_jax.tensors import one_line, short
 
 __all__ = [
     "Extractor",
@@ -170,7 +171,7 @@ def efficientnet_lite0(weights: str = "") -> Extractor:
 
 def _extractor(name: str, network: nn.Module, weights: str, unused: tuple[str, ...] = ()) -> Extractor:
     path = _fetch(weights)
-    read = {".npz": tensors.read_npz, ".safetensors": tensors.read_safetensors}.get(path.suffix, tensors.read_torch)
+    read = {".npz": tensors.read_npz, ".safetensors": tensors.read_safetensors}.get(path.suffix, pytorch.read_torch)
     try:
         state = named(read(path))
         state = {n: x for n, x in state.items() if n not in unused and not n.endswith("num_batches_tracked")}

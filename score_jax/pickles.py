@@ -6,13 +6,14 @@ memo's index or a string's length takes as much memory as it says, and an array 
 of them.  It calls only the functions that it was given.
 """
 
+import functools
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from score_jax.errors import short
+from score_jax.tensors import short
 
 __all__ = ["PLAIN", "load"]
 
@@ -27,8 +28,7 @@ VALUES = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
 
@@ -50,13 +50,7 @@ def load(file: bytes | BinaryIO, names: Mapping[str, Any], persistent: Callable[
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
-
-    def above() -> list[Any]:
-        start = marks.pop()
-        values = stack[start:]
-        del stack[start:]
-        return values
-
+    take = functools.partial(_take, stack, marks)
     for count, (opcode, value, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
         if count == MOST_OPCODES:
             raise ValueError(f"it has more than {MOST_OPCODES:,} opcodes")
@@ -73,38 +67,34 @@ def load(file: bytes | BinaryIO, names: Mapping[str, Any], persistent: Callable[
             memo[len(memo)] = stack[-1]
         elif name == "MARK":
             marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(above()))
-        elif name in TUPLES:
-            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
+        elif name in MAKES:
+            number, make = MAKES[name]
+            stack.append(make(take(number)))
+        elif name in CHANGES:
+            number, change = CHANGES[name]
+            values = take(number)
+            change(stack[-1], values)
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            stack.append(_find(names, str(value).split(" ", 1) if name == "GLOBAL" else take(2)))
         elif name == "BINPERSID" and persistent:
             stack.append(persistent(stack.pop()))
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments))
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("SETITEM", "SETITEMS"):
-            items = above() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            _set(stack[-1], items)
-        elif name in ("APPEND", "APPENDS"):
-            items = above() if name == "APPENDS" else [stack.pop()]
-            _extend(stack[-1], items)
-        elif name in ("DICT", "LIST"):
-            items = above()
-            stack.append(_set({}, items) if name == "DICT" else items)
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            parts = str(value).split(" ", 1) if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
-            stack.append(_find(names, parts))
-        elif name == "BUILD":
-            _build(stack[-2], stack.pop())
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"it uses {name}, which plain values do not need")
     raise ValueError("it has no end")
+
+
+def _take(stack: list[Any], marks: list[int], number: int | None) -> list[Any]:
+    """Some values off the stack, or those above the last mark."""
+    start = marks.pop() if number is None else len(stack) - number
+    if start < 0:
+        raise ValueError("it takes values that are not there")
+    values = stack[start:]
+    del stack[start:]
+    return values
 
 
 def _key(key: Any) -> Any:
@@ -137,19 +127,41 @@ def _find(names: Mapping[str, Any], parts: list[Any]) -> Any:
     return names[full]
 
 
-def _call(function: Any, arguments: Any) -> Any:
+def _call(values: list[Any]) -> Any:
+    function, arguments = values
     if not callable(function) or type(arguments) is not tuple:
         raise ValueError(f"it calls a {type(function).__name__}")
     return function(*arguments)
 
 
-def _build(target: Any, state: Any) -> None:
+def _build(target: Any, values: list[Any]) -> None:
     """The state of a dict, its attributes, is dropped; that of a dtype is only looked at."""
+    state = values[0]
     if isinstance(target, np.dtype):
         if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|", "="):
             raise ValueError("it holds numbers that are not little-endian")
     elif type(target) is not dict:
         raise ValueError(f"it sets the state of a {type(target).__name__}")
+
+
+# What takes how many values off the stack, None for those above the last mark, and makes one of them.
+MAKES: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
+    **{
+        "EMPTY_TUPLE": (0, tuple),
+        "TUPLE1": (1, tuple),
+        "TUPLE2": (2, tuple),
+        "TUPLE3": (3, tuple),
+        "TUPLE": (None, tuple),
+    },
+    **{"EMPTY_LIST": (0, list), "LIST": (None, list), "EMPTY_DICT": (0, dict)},
+    "DICT": (None, lambda items: _set({}, items)),
+    "REDUCE": (2, _call),
+}
+# What changes the value below.
+CHANGES: dict[str, tuple[int | None, Callable[[Any, list[Any]], Any]]] = {
+    **{"APPEND": (1, _extend), "APPENDS": (None, _extend), "SETITEM": (2, _set), "SETITEMS": (None, _set)},
+    "BUILD": (1, _build),
+}
 
 
 def _ordered(items: Any = None) -> dict[Any, Any]:

@@ -71,7 +71,7 @@ def test_files_of_the_ncsn_releases(tmp_path, monkeypatch):
     config.network.update(features=model.network.features, multipliers=model.network.multipliers)
     average = {n: 2 * v for n, v in tensors.items() if n != "sigmas"}
     content = [{f"module.{n}": v for n, v in tensors.items()}, {}, 3, 4, average]
-    monkeypatch.setattr("score_jax.tensors.read_torch", lambda path: content)
+    monkeypatch.setattr("score_jax.pytorch.read_torch", lambda path: content)
     (tmp_path / "v2.pth").touch()
     state = experiment.Run(config, tmp_path / "run", str(tmp_path / "v2.pth")).restore()[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b), state.ema, model.params)

@@ -32,13 +32,12 @@ EDGE = {
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}
-EXTRA["score_jax.tensors"] = {"json", "os", "pickle", "zipfile"}
 
 
 def layer(module):
     """0 for the core, 1 for networks, 2 for the edge."""
     part = module.split(".")[1] if "." in module else module
-    return 1 if part in {"networks", "pretrained", "tensors"} else 2 if part in EDGE else 0
+    return 1 if part in {"networks", "pickles", "pretrained", "pytorch", "tensors"} else 2 if part in EDGE else 0
 
 
 def module_name(path):
@@ -64,7 +63,7 @@ def test_imports_run_downwards(path):
     allowed = {0: {"jax", "numpy"} | EXTRA.get(module_name(path), set()), 1: {"jax", "numpy", "flax"}}.get(own)
     standard = {"collections", "dataclasses", "functools", "math", "re", "typing"}
     if own == 1:
-        standard |= {"json", "os", "pathlib", "pickle", "zipfile"}
+        standard |= {"itertools", "json", "mmap", "msgpack", "os", "pathlib", "pickletools", "reprlib", "zipfile"}
     if allowed is not None:
         outer = {n.split(".")[0] for n in names if not n.startswith("score_jax")}
         assert outer <= allowed | standard

@@ -14,7 +14,7 @@ from conftest import PUBLISHED, published
 from flax import traverse_util
 
 from benchmarks.faults.checkpoints import archive, legacy, tensor, text
-from score_jax import pretrained, tensors
+from score_jax import pretrained, pytorch, tensors
 from score_jax.networks import NCSNpp, NCSNv2, UNet
 from score_jax.pretrained import diffusers, score_sde
 from score_jax.sde import DDPM
@@ -176,7 +176,7 @@ def test_an_index_names_only_files_beside_it(tmp_path):
 
 def test_the_older_format_of_the_score_sde_code(tmp_path):
     """As the small published file, with the names of a network that was compiled and divided over devices."""
-    whole = tensors.read_torch(DATA / "torch_ddpmpp_vp.pth")
+    whole = pytorch.read_torch(DATA / "torch_ddpmpp_vp.pth")
     model = {f"module._orig_mod.{name.removeprefix('module.')}": x for name, x in whole["model"].items()}
     tree = {"model": model, "ema": {"shadow_params": whole["ema"]["shadow_params"]}}
     (tmp_path / "old.pth").write_bytes(torch_file(tree, legacy))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.faults import PASSED, checkpoints
 from benchmarks.faults.checkpoints import STORAGE, archive, call, legacy, mapping, npz, several, tensor, text
-from score_jax import pickles, tensors
+from score_jax import pickles, pytorch, tensors
 
 RNG = np.random.default_rng(0)
 
@@ -32,7 +32,7 @@ def write(request, tmp_path):
 
 def fails(path, match):
     with pytest.raises(ValueError, match=match) as caught:
-        tensors.read_torch(path)
+        pytorch.read_torch(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -49,7 +49,7 @@ def test_reads_tensors_in_their_containers(write):
         ordered=b"ccollections\nOrderedDict\n)R",
         parameter=b"ctorch._utils\n_rebuild_parameter\n" + several(tensor((1,), (1,), offset=5), b"I01\n", b"}") + b"R",
     )
-    read = tensors.read_torch(write(tree + b".", {"0": STORAGE, "1": half}))
+    read = pytorch.read_torch(write(tree + b".", {"0": STORAGE, "1": half}))
     grid = STORAGE.reshape(3, 4)
     np.testing.assert_array_equal(read["whole"], grid)
     np.testing.assert_array_equal(read["transposed"], grid.T)
@@ -135,13 +135,13 @@ def test_hostile_files_are_told(reader, tmp_path):
 def test_a_pickle_has_a_bounded_number_of_opcodes(write, monkeypatch):
     monkeypatch.setattr(pickles, "MOST_OPCODES", 1000)
     one = tensor((1,), (1,))
-    assert tensors.read_torch(write(several(b"](" + b"N" * 900 + b"e", one) + b"."))[0] == [None] * 900
+    assert pytorch.read_torch(write(several(b"](" + b"N" * 900 + b"e", one) + b"."))[0] == [None] * 900
     fails(write(several(b"](" + b"N" * 1000 + b"e", one) + b"."), "more than 1,000 opcodes")
 
 
 def test_tensors_share_bytes_only_so_often(write):
     """One expanded by strides of zero is read, as long as its elements stay few."""
-    np.testing.assert_array_equal(tensors.read_torch(write(tensor((5, 12), (0, 1)) + b".")), np.tile(STORAGE, (5, 1)))
+    np.testing.assert_array_equal(pytorch.read_torch(write(tensor((5, 12), (0, 1)) + b".")), np.tile(STORAGE, (5, 1)))
     fails(write(tensor((10**12,), (0,)) + b"."), "share their bytes more than 16 times")
 
 
@@ -153,7 +153,7 @@ def test_numbers_of_numpy(write, module):
     raw = np.float64(-0.7).tobytes()
     for data in (b"C\x08" + raw, call("_codecs.encode", text(raw.decode("latin-1")), text("latin1"))):
         number = call(f"{module}.multiarray.scalar", dtype, data)
-        read = tensors.read_torch(write(several(number, tensor((1,), (1,))) + b"."))[0]
+        read = pytorch.read_torch(write(several(number, tensor((1,), (1,))) + b"."))[0]
         assert isinstance(read, np.float64)
         assert read == -0.7
 
@@ -235,7 +235,7 @@ def test_other_archives_are_no_torch_files(tmp_path):
     np.savez_compressed(tmp_path / "b.npz", x=STORAGE)
     fails(tmp_path / "b.npz", "compressed")
     with pytest.raises(FileNotFoundError):
-        tensors.read_torch(tmp_path / "c.pth")
+        pytorch.read_torch(tmp_path / "c.pth")
 
 
 @pytest.mark.torch
@@ -246,7 +246,7 @@ def test_torch_itself(tmp_path, zipped):
     saved = {str(kind): (10 * torch.rand(3, 4)).to(kind).T for kind in kinds}
     saved["model"] = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3)).state_dict()
     torch.save(saved, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    read = tensors.read_torch(tmp_path / "a.pth")
+    read = pytorch.read_torch(tmp_path / "a.pth")
     assert list(read.pop("model")) == list(saved.pop("model"))
     for name, value in saved.items():
         assert str(read[name].dtype) == name.removeprefix("torch.")

@@ -22,7 +22,7 @@ import msgpack
 import numpy as np
 
 from benchmarks import faults
-from score_jax import adopt, features, networks, tensors
+from score_jax import adopt, features, networks, pytorch, tensors
 from score_jax.pretrained import score_sde
 
 SECONDS, MEMORY, LONGEST = 10.0, 4 * 2**30, 1000
@@ -48,7 +48,7 @@ def _network(path: pathlib.Path, network: Any) -> Any:
 VP = networks.NCSNpp(8, (1, 2), 1, (8,), combine="sum", resample="block")
 TOY = features.Extractor("toy", lambda x: x)
 READERS: dict[str, Callable[[pathlib.Path], Any]] = {
-    "torch": tensors.read_torch,
+    "torch": pytorch.read_torch,
     "safetensors": tensors.read_safetensors,
     "msgpack": score_sde.read,
     "score-SDE": lambda path: _network(path, VP),
@@ -98,7 +98,7 @@ def archive(tree: bytes, storages: dict[str, np.ndarray] | None = None, **more: 
 def legacy(tree: bytes, storages: dict[str, np.ndarray] | None = None) -> bytes:
     storages = storages or {"0": STORAGE}
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-    head = b"".join(pickle.dumps(x, 2) for x in (tensors.LEGACY_MAGIC, 1001, system))
+    head = b"".join(pickle.dumps(x, 2) for x in (pytorch.LEGACY_MAGIC, 1001, system))
     sized = [s.size.to_bytes(8, "little") + s.tobytes() for s in storages.values()]
     return head + tree + pickle.dumps(list(storages), 2) + b"".join(sized)
 
@@ -244,7 +244,7 @@ def _pickles() -> Iterator[Case]:
         "an archive of 200,000 members": lambda: _zipped({f"model/{k}": b"" for k in range(200_000)}),
         "a member of 2^31 bytes": archive(OK + b".").replace(struct.pack("<II", 48, 48), struct.pack("<II", 2**31, 48)),
         "another program's magic": b"\x80\x02\x8a\x0a" + bytes(10) + b".",
-        "a system of tuples": pickle.dumps(tensors.LEGACY_MAGIC, 2) + b"M\xe9\x03." + nested(60) + b".",
+        "a system of tuples": pickle.dumps(pytorch.LEGACY_MAGIC, 2) + b"M\xe9\x03." + nested(60) + b".",
         "a big-endian system": legacy(OK + b".").replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
         "keys of tuples": legacy(OK + b".").replace(pickle.dumps(["0"], 2), b"](" + nested(60) * 2 + b"e."),
         "a storage of 2^63": legacy(OK + b".").replace(struct.pack("<Q", 12), struct.pack("<Q", 2**63)),

@@ -11,9 +11,9 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import Array
 
-from score_jax.errors import short
 from score_jax.parameterization import from_score
 from score_jax.sde import SDE, ScoreFn
+from score_jax.tensors import short
 
 __all__ = ["Pretrained", "fill", "images", "named", "with_score"]
 

@@ -14,37 +14,16 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from score_jax.errors import short
 from score_jax.networks import UNet
 from score_jax.parameterization import from_denoiser, from_noise, from_velocity
 from score_jax.pretrained.base import Pretrained, fill, images, named, with_score
-from score_jax.pretrained.files import WEIGHTS, find, listed, model_of, read_weights
+from score_jax.pretrained.files import CHAIN, MOST_CHANNELS, WEIGHTS, find, number, read_config, read_weights
 from score_jax.sde import DDPM
-from score_jax.tensors import read_json, write_safetensors
+from score_jax.tensors import read_json, short, write_safetensors
 
 __all__ = ["load_diffusers", "save_diffusers"]
 
 PREDICTIONS = {"epsilon": from_noise, "sample": from_denoiser, "v_prediction": from_velocity}
-
-# The numbers of a model and of a scheduler: the kind, the least, the most, and the library's default.  The most is
-# beyond any published network, since one is traced, and its chain and images are made, before its tensors are read.
-NUMBERS: dict[str, tuple[type, float, float, Any]] = {
-    "sample_size": (int, 1, 2048, None),
-    "in_channels": (int, 1, 1024, None),
-    "layers_per_block": (int, 1, 8, 2),
-    "norm_num_groups": (int, 1, 2**16, 32),
-    "attention_head_dim": (int, 1, 2**16, 8),
-    "dropout": (float, 0, 0.99, 0.0),
-    "freq_shift": (int, 0, 1, 0),
-    "downsample_padding": (int, 0, 1, 1),
-    "norm_eps": (float, 1e-12, 1, 1e-5),
-}
-CHAIN: dict[str, tuple[type, float, float, Any]] = {
-    "num_train_timesteps": (int, 1, 100_000, 1000),
-    "beta_start": (float, 1e-12, 1, 1e-4),
-    "beta_end": (float, 1e-12, 1, 0.02),
-}
-MOST_LEVELS, MOST_CHANNELS = 8, 2**16
 
 # What a model may not differ in, by the library's defaults.
 FIXED = {
@@ -172,35 +151,6 @@ def save_diffusers(directory: str | pathlib.Path, model: Pretrained, image_size:
     write_safetensors(directory / "unet" / WEIGHTS, tensors)
 
 
-def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The settings of a model, see `load_diffusers` for its path: numbers within `NUMBERS`, and those of each level."""
-    file = model_of(path) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing, which says what the network is: {listed(file.parent)}")
-    config = read_json(file)
-    one_head = "attention_head_dim" in config and config["attention_head_dim"] is None
-    for field, bounds in NUMBERS.items():
-        if field != "attention_head_dim" or not one_head:
-            _number(file, config, field, bounds)
-    for field, kind in (("block_out_channels", int), ("down_block_types", str), ("up_block_types", str)):
-        values = config.get(field)
-        if not isinstance(values, list) or any(type(value) is not kind for value in values):
-            raise ValueError(f"{file}: {field} must be a list of {kind.__name__}, got {short(values)}")
-        if not 1 <= len(values) <= MOST_LEVELS or len(values) != len(config["block_out_channels"]):
-            raise ValueError(f"{file}: {field} must name each of 1 to {MOST_LEVELS} levels, got {short(values)}")
-    return config
-
-
-def _number(
-    file: pathlib.Path | None, config: Mapping[str, Any], field: str, bounds: tuple[type, float, float, Any]
-) -> Any:
-    kind, least, most, default = bounds
-    value = config.get(field, default)
-    if type(value) not in (int, kind) or not least <= value <= most:
-        raise ValueError(f"{file}: {field} must be {kind.__name__} from {least} to {most}, got {short(value)}")
-    return value
-
-
 def _write(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
@@ -231,15 +181,8 @@ def network_of(config: Mapping[str, Any]) -> UNet:
             f"{short(down)} and {short(up)}"
         )
     features, *_ = channels = config["block_out_channels"]
-    if not all(0 < c <= MOST_CHANNELS and c % features == 0 for c in channels):
-        raise ValueError(f"config.json: block_out_channels must be multiples of the first, got {short(channels)}")
     heads, size = config.get("attention_head_dim", 8) or 0, config["sample_size"]
-    attended = [c for c, attend in zip(channels, [*attends[:-1], True], strict=True) if attend]
-    if any(c % groups for c in channels) or (heads and any(c % heads for c in attended)):
-        raise ValueError(
-            f"config.json: block_out_channels must be multiples of norm_num_groups, {groups}, and with attention of "
-            f"attention_head_dim, {heads or None}, got {short(channels)}"
-        )
+    _check_channels(channels, [*attends[:-1], True], groups, heads)
     if size % 2 ** (len(channels) - 1):
         raise ValueError(f"config.json: sample_size, {size}, cannot be halved {len(channels) - 1} times")
     return UNet(
@@ -256,6 +199,17 @@ def network_of(config: Mapping[str, Any]) -> UNet:
         groups=groups,
         epsilon=config.get("norm_eps", 1e-5),
     )
+
+
+def _check_channels(channels: list[int], attended: list[bool], groups: int, heads: int) -> None:
+    if not all(0 < c <= MOST_CHANNELS and c % channels[0] == 0 for c in channels):
+        raise ValueError(f"config.json: block_out_channels must be multiples of the first, got {short(channels)}")
+    split = [c for c, attend in zip(channels, attended, strict=True) if attend and heads]
+    if any(c % groups for c in channels) or any(c % heads for c in split):
+        raise ValueError(
+            f"config.json: block_out_channels must be multiples of norm_num_groups, {groups}, and with attention of "
+            f"attention_head_dim, {heads or None}, got {short(channels)}"
+        )
 
 
 def _config(network: UNet, image_size: int, channels: int) -> dict[str, Any]:
@@ -316,7 +270,7 @@ def process_of(path: pathlib.Path) -> tuple[DDPM, Any]:
     config: dict[str, Any] = read_json(file) if file else {"beta_schedule": "linear"}
     if not config.keys() & {"beta_schedule", "trained_betas"} or config.get("rescale_betas_zero_snr"):
         raise ValueError(f"{file}: {short(config.get('_class_name'))} is not DDPM's chain of betas, or rescales them")
-    steps, first, last = (_number(file, config, field, bounds) for field, bounds in CHAIN.items())
+    steps, first, last = (number(file, config, field, bounds) for field, bounds in CHAIN.items())
     schedules = {
         "linear": lambda: np.linspace(first, last, steps),
         "scaled_linear": lambda: np.linspace(first**0.5, last**0.5, steps) ** 2,

@@ -21,12 +21,12 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import Array
 
-from score_jax.errors import one_line
 from score_jax.networks import NCSNpp, NCSNv2
 from score_jax.parameterization import from_noise, from_score
 from score_jax.pretrained.base import Pretrained, fill, images, named, with_score
+from score_jax.pytorch import read_torch
 from score_jax.sde import DDPM, SDE, VE, VP, ScoreFn, SubVP
-from score_jax.tensors import read_msgpack, read_torch
+from score_jax.tensors import one_line, read_msgpack
 from score_jax.timesteps import level_of_time
 
 __all__ = ["from_score_sde", "load_score_sde"]
