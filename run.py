@@ -2,8 +2,10 @@
 
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
+import signal
 import sys
 import textwrap
 import traceback
@@ -178,10 +180,17 @@ def print_help(config: ConfigDict | None) -> None:
     table(fields(), 43)
 
 
+def interrupted(*_: object) -> None:
+    """What Ctrl-C does until `main` knows better."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
 def main(_: list[str]) -> None:
-    from score_jax import experiment  # Here, so that a typo in a flag is answered at once.
+    from score_jax import experiment, processes  # Here, so that a typo in a flag is answered at once.
     from score_jax.errors import UserError
 
+    processes.listen()
     logging.set_verbosity(logging.WARNING)  # Orbax tells every rename.
     config = flags.FLAGS["config"]
     path, _, argument = config_flags.get_config_filename(config).partition(":")
@@ -196,4 +205,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
     app.run(main, flags_parser=parse)

@@ -34,8 +34,11 @@ def open_manager(directory: pathlib.Path, *, keep: int = 2) -> Iterator[ocp.Chec
         yield manager
         with _told(manager):
             manager.wait_until_finished()
-    finally:
-        manager.close()
+    except BaseException:
+        if jax.process_count() == 1:  # Of several, the others would have to close theirs, too.
+            manager.close()
+        raise
+    manager.close()
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, lookup, parameterization, samplers, sharding, train
+from score_jax import checkpoint, data, lookup, parameterization, processes, samplers, sharding, train
 from score_jax.adopt import adopt, load_params, unread
 from score_jax.build import (
     is_classifier,
@@ -235,7 +235,8 @@ class Run:
           UserError: if another process samples in the directory; if they are not finite.
         """
         first = jax.process_index() == 0
-        with sole_writer(self.workdir, doing="sampling") if first else contextlib.nullcontext():
+        alone = sole_writer(self.workdir, doing="sampling") if first else contextlib.nullcontext()
+        with alone, processes.resumable("stopped in sampling; the same command goes on after the samples on disk"):
             file = self.sample_file(step, params, num_samples)
             multihost_utils.sync_global_devices("the samples are there")
             yield file.open()

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, report, sharding, train
+from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, processes, report, sharding, train
 from score_jax.build import (
     chosen,
     is_classifier,
@@ -34,10 +34,10 @@ from score_jax.schema import check_numbers, expanded, local_path
 from score_jax.workdir import (
     MetricLog,
     check_place,
+    flat,
     read_config,
     record_changes,
     sole_writer,
-    termination,
     write_config,
 )
 
@@ -49,7 +49,7 @@ MOST_PIXELS = 64 * 64 * 3  # The covariance of more, in float64, takes more than
 
 def _train(run: Run) -> None:
     first = jax.process_index() == 0
-    with sole_writer(run.workdir) if first else contextlib.nullcontext(), termination() as stopped:
+    with sole_writer(run.workdir) if first else contextlib.nullcontext(), processes.termination() as stopped:
         state = _fit(run, stopped)
     if int(state.step) < run.config.training.num_steps:
         print(f"stopped at step {state.step}; the same command goes on from there")
@@ -287,13 +287,16 @@ def run(
     config, workdir = chosen(expanded(config), given), pathlib.Path(local_path(workdir, "--workdir"))
     check_place(workdir)
     train.tune_cpu()
-    lookup.call(sharding.initialize, field="config.distributed", **config.distributed)
+    lookup.call(processes.initialize, field="config.distributed", **config.distributed)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compilation_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # Many short ones are a long start.
     with contextlib.ExitStack() as stack:
         if jax.process_index() > 0:  # One speaks for all.
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        own = {"distributed": None, "data": {**config.data, "dir": ""}}  # What may differ between processes.
+        facts = {"--mode": mode, "--pretrained": pretrained, "--retune": retune, "config": config.to_dict() | own}
+        stack.enter_context(processes.together(dict(flat(facts))))
         try:
             act(Run(config, workdir, local_path(pretrained, "--pretrained"), retune=retune))
             if jax.process_index() == 0:

@@ -20,7 +20,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from score_jax.errors import UserError
 
 __all__ = [
-    "initialize",
     "local_rows",
     "make_mesh",
     "num_shards",
@@ -34,33 +33,6 @@ __all__ = [
 
 AXES = ("data", "fsdp", "tensor")
 SMALL = 1024  # Elements of an array that is not worth dividing.
-
-
-def initialize(*, enabled: bool = False, coordinator: str = "", num_processes: int = 0, process_id: int = 0) -> None:
-    """Make this process one of several of a run, before anything else uses JAX.
-
-    Args:
-      enabled: whether there are several.
-      coordinator: `host:port` of the first; '' to find this out from SLURM, Open MPI, Kubernetes or a TPU.
-      num_processes: how many there are, where a coordinator is given.
-      process_id: which of them this is, from 0.
-
-    Raises:
-      UserError: if they do not find each other.
-    """
-    if not enabled or jax.distributed.is_initialized():
-        return
-    try:
-        if coordinator:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
-        else:
-            jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"config.distributed: {str(error).splitlines()[0]}") from error
-    if jax.default_backend() == "cpu":
-        # There the cache's keys differ from process to process: only the first, which writes it, would find its
-        # programs, and would wait for the others to compile theirs longer than the 30 s that their collectives allow.
-        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -7,16 +7,12 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import yaml
-from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -27,13 +23,13 @@ __all__ = [
     "MetricLog",
     "SampleFile",
     "check_place",
+    "flat",
     "open_workdir",
     "read_config",
     "record_changes",
     "save_edits",
     "save_samples",
     "sole_writer",
-    "termination",
     "write_config",
 ]
 
@@ -105,7 +101,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _differences(path: pathlib.Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields that differ, and their values on record and in `config`; None where there is none."""
-    old, new = (dict(_flat(json.loads(json.dumps(c)))) for c in (read_config(path), config))
+    old, new = (dict(flat(json.loads(json.dumps(c)))) for c in (read_config(path), config))
     return {n: (old.get(n), new.get(n)) for n in sorted({*old, *new}) if old.get(n) != new.get(n)}
 
 
@@ -148,30 +144,11 @@ def sole_writer(path: pathlib.Path, *, doing: str = "training") -> Iterator[None
         yield
 
 
-@contextlib.contextmanager
-def termination() -> Iterator[Callable[[int], bool]]:
-    """Tells whether the run was asked to end (SIGTERM, as schedulers do), which does not end it meanwhile.
-
-    Of several processes one may be asked; all are told, at the same step.
-    """
-    told = threading.Event()
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point  # JAX handles the signal.
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Signals are the main thread's.
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield lambda step: told.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, named `a.b.c`."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

@@ -29,6 +29,7 @@ EDGE = {
     "images",
     "prepare",
     "schema",
+    "processes",
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}

@@ -21,23 +21,52 @@ from test_experiment import ROOT, assert_equal_states, get_config, tiny, untrain
 from score_jax import checkpoint, experiment, workdir
 from score_jax.errors import UserError
 
+TOY = ["--config=configs/toy2d.py", "--config.network.features=16", "--config.training.batch_size=16"]
+TOY += ["--config.training.log_every=1", "--config.training.checkpoint_every=1000000", "--config.sampling.grid=log_snr"]
+TOY += ["--config.sampling.num_samples=1000000", "--config.sampling.batch_size=100", "--config.sampling.num_steps=50"]
 
-def test_a_terminated_run_saves_where_it_stands(tmp_path):
-    """SIGTERM: the step is finished, saved, and the exit code is 0."""
-    flags = ["--config=configs/vp_digits.py", "--config.network.features=4", "--config.network.multipliers=(1,)"]
-    flags += ["--config.training.batch_size=4", "--config.training.num_steps=1000000", "--config.training.log_every=1"]
-    flags += ["--config.training.checkpoint_every=1000000", f"--workdir={tmp_path}"]
-    command = [sys.executable, "run.py", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics, deadline = tmp_path / "metrics.jsonl", time.time() + 200
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
-    (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+
+def test_a_run_that_is_asked_to_end_saves_and_goes_on(tmp_path):
+    """In training the step is finished, saved, and the exit code is 0; in sampling so, and what was drawn is kept."""
+    metrics, partial = tmp_path / "run/metrics.jsonl", tmp_path / "run/samples/partial.json"
+
+    def lines():
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    def drawn():
+        return json.loads(partial.read_text())["done"] if partial.exists() else 0
+
+    def asked(num_steps, until, signum, *, insisting=False):
+        command = [sys.executable, "run.py", *TOY, f"--config.training.num_steps={num_steps}"]
+        options = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process, deadline = subprocess.Popen([*command, f"--workdir={tmp_path / 'run'}"], **options), time.time() + 200
+        while not until() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signum)
+        while insisting and process.poll() is None:
+            time.sleep(0.05)
+            process.send_signal(signum)
+        return process.communicate(timeout=100)[0], process.returncode
+
+    output, code = asked(1_000_000, lambda: lines() > 3, signal.SIGHUP)
+    (step,) = (int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert code == 0, output
     assert f"stopped at step {step}; the same command goes on" in output
     assert f'"step": {step},' in metrics.read_text().splitlines()[-1]
+    before = lines()
+    output, code = asked(1_000_000, lambda: lines() > before, signal.SIGINT, insisting=True)
+    assert code == 130, output
+    assert output.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in output
+    output, code = asked(step, lambda: drawn() > 0, signal.SIGTERM)
+    assert (code, output.splitlines()[-1]) == (0, f"stopped in sampling; {ON_DISK}")
+    kept = drawn()
+    output, code = asked(step, lambda: drawn() > kept, signal.SIGINT)
+    assert f"going on after {kept} of 1000000 samples" in output
+    assert (code, output.splitlines()[-1]) == (0, f"stopped in sampling; {ON_DISK}")
+
+
+ON_DISK = "the same command goes on after the samples on disk"
 
 
 def test_killed_at_twenty_moments_equals_never_killed(tmp_path):
