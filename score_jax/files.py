@@ -169,6 +169,15 @@ class Files:
         if len(self._bad) > max(10, len(self._paths) // 100) or len(self._bad) == len(self._paths):
             raise UserError(f"{error}, and so {len(self._bad)} of {len(self._paths)} images: too many") from error
 
+    def _readable(self, i: int) -> bool:
+        """Whether an image has the size that its header says; if it cannot be read it is skipped."""
+        try:
+            self._open(i)
+        except UserError as error:
+            self._skip(i, error)
+            return False
+        return True
+
     def _size(self, i: int) -> tuple[int, int] | UserError:
         try:
             return stored_size(self._paths[i], self._crop)
@@ -189,7 +198,9 @@ class Files:
                     for i, size in part:
                         if isinstance(size, UserError):
                             self._skip(i, size)
-                        elif size != (first := first or (i, size))[1]:
+                        elif first is None or (size != first[1] and not self._readable(first[0])):
+                            first = (i, size)
+                        elif size != first[1] and self._readable(i):
                             one, other = (f"{self._paths[j]} is {w} x {h}" for j, (w, h) in (first, (i, size)))
                             advice = "set config.data.image_size to resize them"
                             raise UserError(f"the images differ in size: {one}, {other}: {advice}")

@@ -268,6 +268,16 @@ def test_images_of_other_sizes_are_told_at_the_start(tmp_path):
     assert folder(tmp_path, crop=6).shape == (6, 6, 3)
 
 
+def test_a_damaged_header_is_of_no_other_size(tmp_path, capsys):
+    """The first and another file say that they are of other sizes, and hold no pixels."""
+    write_images(tmp_path, [f"{i}.png" for i in range(1, 9)])
+    for name, side in (("0.png", 9), ("7.png", 10)):
+        (tmp_path / name).write_bytes(png(side, side, (b"IDAT", b"")))
+    x, _ = folder(tmp_path).read(np.arange(9))
+    assert x[:, 0, 0, 0].tolist() == [10, 10, 20, 30, 40, 50, 60, 80, 80]
+    assert capsys.readouterr().out.count("skipped") == 2
+
+
 def test_a_size_that_the_network_does_not_take_is_told_with_what_to_set(tmp_path):
     Image.new("RGB", (20, 13)).save(tmp_path / "0.png")
     config = tiny()
