@@ -115,8 +115,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _tell(line: str) -> None:
-    # The name of a file can hold bytes that are no text.
-    print(line.encode(errors="backslashreplace").decode(), flush=True)
+    # The name of a file can hold bytes that are no text; in one piece, as other threads tell of theirs.
+    print(line.encode(errors="backslashreplace").decode() + "\n", end="", flush=True)
 
 
 class Files:

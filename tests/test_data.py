@@ -102,12 +102,24 @@ def test_tensorflow_datasets_of_images_of_many_sizes(tmp_path, monkeypatch):
             return [self[i] for i in indices]
 
     features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=4)}
-    info = types.SimpleNamespace(splits=["train"], features=features)
+    info = types.SimpleNamespace(splits=["train", "test"], features=features)
     builder = types.SimpleNamespace(data_path=tmp_path, info=info, as_data_source=lambda split: Source(records))
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     x, y = data.load("celeb_a", "train", image_size=8).read(np.arange(4))
     assert x.shape == (4, 8, 8, 3)
     assert list(x[:, 4, 4, 0]) == list(y) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"images of 'celeb_a' may differ in size: set config\.data\.image_size"):
+        data.load("celeb_a", "train")
+    dataset = data.load("celeb_a", "train", image_size=8)
+    assert (dataset.num_classes, dataset.class_names) == (4, ("0", "1", "2", "3"))
+    # 16 bits, and labels that are not classes.
+    features |= {"image": tfds.features.Image(shape=(2, 2, 1), dtype=np.uint16), "label": tfds.features.Text()}
+    records[:] = [{"image": np.full((2, 2, 1), 8738, np.uint16), "label": b"a word"}]
+    x, y = data.load("celeb_a", "train").read(np.arange(1))
+    assert (x.dtype, x[0, 0, 0, 0], y[0]) == (np.uint8, 34, 0)
+    features["image"] = tfds.features.Tensor(shape=(2, 2, 1), dtype=np.float32)
+    with pytest.raises(UserError, match=r"'celeb_a' has no 'image' of 8 or 16 bits; it has image, label"):
+        data.load("celeb_a", "train")
 
 
 def test_preparing_what_needs_tensorflow_is_one_line(tmp_path, monkeypatch):
@@ -214,7 +226,14 @@ def test_batches_cover_each_epoch_and_resume():
 
 @pytest.mark.parametrize(
     ("name", "split", "words"),
-    [("cifar1", "train", "did you mean 'cifar10'"), ("digit", "train", "'digits'"), ("digits", "tests", "'test'")],
+    [
+        ("cifar1", "train", "did you mean 'cifar10'"),
+        ("digit", "train", "'digits'"),
+        ("digits", "tests", "'test'"),
+        ("zzzz", "train", r"there are checkerboard, digits, folder, two_moons, \d+ of tensorflow-datasets"),
+        ("cifar10/foo", "train", "unknown data set 'cifar10/foo': .*BuilderConfig foo not found"),
+        ("cifar10:9.9.9", "train", "unknown data set 'cifar10:9.9.9': .*at version 9.9.9"),
+    ],
 )
 def test_unknown_names(name, split, words):
     with pytest.raises(UserError, match=words):

@@ -125,6 +125,15 @@ def test_class_agreement_is_the_share_of_right_labels():
     assert 0.93 < table["class_agreement"]["real"] < 1
 
 
+def test_a_class_without_examples_leaves_the_others_their_numbers():
+    x, y = np.repeat(np.eye(3), 20, axis=0), np.repeat([0, 2, 3], 20)
+    classify = evaluate.logistic_regression(x, y)
+    assert classify(np.eye(3)).argmax(axis=1).tolist() == [0, 2, 3]
+    dataset = data.Dataset(2, (3,), lambda i: (np.eye(3, dtype=np.float32)[:2][i], np.array([0, -1])[i]))
+    with pytest.raises(UserError, match=r"config\.evaluation\.classifier: there are real images without a label"):
+        evaluate.against_data(x, [dataset], classifier=True)
+
+
 def test_a_run_older_than_a_field_goes_on_where_that_is_off(tmp_path):
     old, off, on = ({"training": {"weight": 1.0, **new}} for new in ({}, {"dropout": 0.0}, {"dropout": 0.1}))
     workdir.open_workdir(tmp_path / "a", old)
