@@ -203,7 +203,9 @@ def network_of(config: Mapping[str, Any]) -> UNet:
 
 def _check_channels(channels: list[int], attended: list[bool], groups: int, heads: int) -> None:
     if not all(0 < c <= MOST_CHANNELS and c % channels[0] == 0 for c in channels):
-        raise ValueError(f"config.json: block_out_channels must be positive multiples of the first, got {short(channels)}")
+        raise ValueError(
+            f"config.json: block_out_channels must be positive multiples of the first, got {short(channels)}"
+        )
     split = [c for c, attend in zip(channels, attended, strict=True) if attend and heads]
     if any(c % groups for c in channels) or any(c % heads for c in split):
         raise ValueError(
