@@ -7,8 +7,12 @@ are read into the places that the caller names, however many devices they were w
 """
 
 import contextlib
+import functools
 import itertools
+import logging
 import pathlib
+import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,16 +33,52 @@ def open_manager(directory: pathlib.Path, *, keep: int = 2) -> Iterator[ocp.Chec
     Raises:
       UserError: at the end, if a step could not be saved.
     """
-    manager = ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    _silence()
+    manager = ocp.CheckpointManager(directory.absolute(), options=options)
     try:
         yield manager
-        with _told(manager):
-            manager.wait_until_finished()
-    except BaseException:
-        if jax.process_count() == 1:  # Of several, the others would have to close theirs, too.
-            manager.close()
+    except BaseException as error:
+        # Of several processes, the others would have to close theirs, too.
+        failed = _close(manager) if jax.process_count() == 1 else None
+        if failed and str(failed) != str(error):  # What ended the run is told; that it cost a checkpoint, beside it.
+            print(failed)
         raise
-    manager.close()
+    if failed := _close(manager):
+        raise failed
+
+
+def _close(manager: ocp.CheckpointManager) -> UserError | None:
+    """Wait for the last save, and close; the error, if it failed."""
+    failed = None
+    for _ in range(2):  # Where the save failed, the first only says so.
+        try:
+            manager.close()
+            break
+        except Exception as error:
+            failed = failed or _told(manager, error)
+    return failed
+
+
+@functools.cache
+def _silence() -> None:
+    """Of a save that fails Orbax's threads print hundreds of lines; its error comes by `wait_until_finished`, too.
+
+    Some are printed when the process ends, so it is for good.
+    """
+
+    def needed(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in f"{record.pathname} {record.getMessage()}")
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(needed)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # Of writes that end after the one that failed.
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict[str, Any]) -> None:
@@ -48,19 +88,21 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict
       UserError: if this step, or one before that was still on its way, cannot be written: the disk is full, say.
     """
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
-    with _told(manager):
-        manager.save(step, args=items)
-
-
-@contextlib.contextmanager
-def _told(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
-        yield
-    except Exception as error:  # Of many kinds, by what failed and in which thread.
-        reason = " ".join(str(error).split())[-200:]  # What the system said comes last.
-        raise UserError(
-            f"cannot save a checkpoint in {manager.directory}, those before it are as they were: {reason}"
-        ) from error
+        manager.save(step, args=items)
+    except Exception as error:
+        raise _told(manager, error) from error
+
+
+def _told(manager: ocp.CheckpointManager, error: Exception) -> UserError:
+    """The line about a save that failed: errors are of many kinds, by what failed and in which thread."""
+    text = " ".join(str(error).split())
+    # What the system said comes last: in TensorStore's words, or in Python's.
+    found = re.search(r"([^:]+) \[os_error_code", text) or re.search(r"\[Errno \d+\] (.+)", text)
+    reason = found[1].strip() if found else text[-200:]
+    told = UserError(f"cannot save a checkpoint in {manager.directory}, those before it are as they were: {reason}")
+    told.__cause__ = error
+    return told
 
 
 def restore_newest(

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from jax import Array
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -33,9 +32,10 @@ from score_jax.build import (
 )
 from score_jax.errors import UserError
 from score_jax.objective import check_jumps, check_teacher, has_teacher, make_loss
+from score_jax.sample_files import SampleFile, save_samples
 from score_jax.schema import check_numbers
 from score_jax.sde import sample_prior
-from score_jax.workdir import SampleFile, open_workdir, save_samples, sole_writer
+from score_jax.workdir import open_workdir, read_config, sole_writer
 
 __all__ = ["Run"]
 
@@ -182,7 +182,7 @@ class Run:
         path = functools.reduce(getattr, field.split("."), self.config)
         if not path or not (file := pathlib.Path(path) / "config.yaml").exists():
             raise UserError(f"config.{field} must be the workdir of {what}, and there is no run in {path!r}")
-        config = ConfigDict(yaml.safe_load(file.read_text()))
+        config = ConfigDict(read_config(file.parent))
         devices = self.mesh.shape  # Other networks may not divide over the axis `tensor`.
         config.mesh = dict(data=devices["data"] * devices["tensor"], fsdp=devices["fsdp"], tensor=1)
         config.distributed = self.config.distributed
@@ -274,4 +274,5 @@ class Run:
     def write_samples(self, step: int, params: Any) -> None:
         with self.samples(step, params, self.config.sampling.num_samples) as samples:
             if jax.process_index() == 0:
-                print("samples:", save_samples(self.workdir, step, samples))
+                config, source = self.config.to_dict(), self.pretrained
+                print("samples:", save_samples(self.workdir, config, step, samples, pretrained=source))

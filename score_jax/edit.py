@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_jax import data, inverse, lookup, operators, parameterization, replacement, samplers
+from score_jax import data, inverse, lookup, operators, parameterization, provenance, replacement, samplers
 from score_jax.build import make_guided_score_fn, make_sampler, open_data
 from score_jax.context import Run
 from score_jax.errors import UserError, nearest
 from score_jax.files import read_images
+from score_jax.sample_files import save_edits
 from score_jax.sde import ScoreFn, sample_prior
 from score_jax.sharding import num_shards, put, to_host
-from score_jax.workdir import save_edits
 
 __all__ = ["colorize", "inpaint", "interpolate", "restore"]
 
@@ -150,7 +150,8 @@ def _edit(run: Run, mode: str, edit: Edit) -> None:
 
 def _show(run: Run, mode: str, step: int, images: dict[str, np.ndarray]) -> None:
     if jax.process_index() == 0:
-        print(f"{mode}:", save_edits(run.workdir, mode, step, images, centered=run.config.data.centered))
+        made = provenance.of_editing(mode, run.config.to_dict(), step, run.pretrained)
+        print(f"{mode}:", save_edits(run.workdir, mode, step, images, centered=run.config.data.centered, made=made))
 
 
 def _image_shape(run: Run) -> tuple[int, int, int]:

@@ -1,21 +1,36 @@
 """The modes of `run.py`.  With `build`, `objective` and `context`, which make the objects, they alone read configs."""
 
 import contextlib
-import errno
 import functools
 import json
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import adopt, checkpoint, data, edit, evaluate, features, lookup, processes, report, sharding, train
+from score_jax import (
+    adopt,
+    checkpoint,
+    data,
+    disk,
+    edit,
+    evaluate,
+    features,
+    lookup,
+    processes,
+    provenance,
+    report,
+    sharding,
+    train,
+)
 from score_jax.build import (
     chosen,
     is_classifier,
@@ -29,17 +44,10 @@ from score_jax.build import (
 )
 from score_jax.context import Run
 from score_jax.errors import UserError
+from score_jax.log import MetricLog
 from score_jax.objective import is_distilled, make_loss
 from score_jax.schema import check_numbers, expanded, local_path
-from score_jax.workdir import (
-    MetricLog,
-    check_place,
-    flat,
-    read_config,
-    record_changes,
-    sole_writer,
-    write_config,
-)
+from score_jax.workdir import check_place, flat, read_config, record_changes, sole_writer, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
@@ -54,7 +62,7 @@ def _train(run: Run) -> None:
     if int(state.step) < run.config.training.num_steps:
         print(f"stopped at step {state.step}; the same command goes on from there")
     elif is_classifier(run.config):
-        _evaluate_classifier(run, state.ema)
+        _evaluate_classifier(run, int(state.step), state.ema)
     else:
         run.write_samples(int(state.step), state.ema)
 
@@ -74,7 +82,7 @@ def _fit(run: Run, stopped: Callable[[int], bool]) -> train.TrainState:
         start = 0
         if found := checkpoint.restore_newest(manager, run.state):
             start, state, position = found
-            batches.set_state(position)
+            _seek(batches, start, position)
             print(f"resuming {run.workdir} at step {start}")
         else:
             state = run.first_state()
@@ -124,6 +132,14 @@ def _record(run: Run, start: int) -> None:
     write_config(run.workdir, config)
 
 
+def _seek(batches: grain.DatasetIterator, step: int, position: Any) -> None:
+    """Go to the batch after a step, where the position that the checkpoint holds should be, too."""
+    expected = batches.get_state() | {"next_index": step}  # A batch is a function of its number.
+    if position != expected:
+        print(f"the position in the data, {position!r}, is damaged in the checkpoint of step {step}: it is rebuilt")
+    batches.set_state(expected)
+
+
 def _sample(run: Run) -> None:
     step, state = run.restore()
     run.write_samples(step, state.ema)
@@ -133,7 +149,7 @@ def _evaluate(run: Run) -> None:
     config = run.config
     step, state = run.restore()
     if is_classifier(config):
-        return _evaluate_classifier(run, state.ema)
+        return _evaluate_classifier(run, step, state.ema)
     batch_size = config.sampling.batch_size
     # Mistakes fail here, before the sampling.
     extractor, test = _extractor(run), open_data(config, "test")
@@ -155,7 +171,8 @@ def _evaluate(run: Run) -> None:
                 classifier=config.evaluation.classifier,
                 labels=np.arange(len(generated)) % run.classes if run.classes else None,
             )
-    _write(run, "evaluation", table, evaluate.as_text(table))
+    made = provenance.of_samples(config.to_dict(), step, run.pretrained) | {"features": config.evaluation.features}
+    _write(run, "evaluation", table, evaluate.as_text(table), made)
 
 
 def _extractor(run: Run) -> features.Extractor | None:
@@ -174,7 +191,7 @@ def _extractor(run: Run) -> features.Extractor | None:
     return extractor._replace(apply=jax.device_put(extractor.apply, sharding.replicated(run.mesh)))
 
 
-def _evaluate_classifier(run: Run, params: Any) -> None:
+def _evaluate_classifier(run: Run, step: int, params: Any) -> None:
     config = run.config
 
     def logits(params: Any, x: Array, t: Array) -> Array:
@@ -190,17 +207,21 @@ def _evaluate_classifier(run: Run, params: Any) -> None:
         centered=config.data.centered,
         mesh=run.mesh,
     )
-    _write(run, "accuracy", table, _numbers(table))
+    _write(run, "accuracy", table, _numbers(table), provenance.of_parameters(config.to_dict(), step))
 
 
 def _numbers(table: dict[str, float]) -> str:
     return "\n".join(f"{name:28}{value:12.5g}" for name, value in table.items())
 
 
-def _write(run: Run, name: str, table: dict[str, Any], text: str) -> None:
+def _write(run: Run, name: str, table: dict[str, Any], text: str, made: dict[str, Any]) -> None:
+    """Print a table, and write it and, beside it, what made it, which is never that of another table."""
     print(text)
     if jax.process_index() == 0:
-        (run.workdir / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+        caption = run.workdir / f"{name}.made.json"
+        caption.unlink(missing_ok=True)
+        disk.replace(run.workdir / f"{name}.json", json.dumps(table, indent=1) + "\n")
+        disk.replace(caption, json.dumps(made, indent=1) + "\n")
 
 
 def _likelihood(run: Run) -> None:
@@ -209,7 +230,8 @@ def _likelihood(run: Run) -> None:
     def score(params: Any, y: Array, x: Array, t: Array) -> Array:
         return make_score_fn(config, run.sde, run.network, params, y if num_classes(config) else None)(x, t)
 
-    make = functools.partial(jax.tree_util.Partial, score, run.restore()[1].ema)
+    step, state = run.restore()
+    make = functools.partial(jax.tree_util.Partial, score, state.ema)
     images = {"centered": config.data.centered, "dequantized": config.data.dequantize}
     if num_steps := fields.pop("dequantizer_steps"):
         key, key_fit = jax.random.split(key)
@@ -235,7 +257,7 @@ def _likelihood(run: Run) -> None:
         **images,
         **fields,
     )
-    _write(run, "likelihood", table, _numbers(table))
+    _write(run, "likelihood", table, _numbers(table), provenance.of_likelihood(config.to_dict(), step, run.pretrained))
 
 
 def _export(run: Run) -> None:
@@ -291,6 +313,8 @@ def run(
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compilation_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # Many short ones are a long start.
+    # Nothing is lost by that; a disk that is full is told where something is.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     with contextlib.ExitStack() as stack:
         if jax.process_index() > 0:  # One speaks for all.
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -302,7 +326,4 @@ def run(
             if jax.process_index() == 0:
                 print("report:", report.write_report(workdir))
         except OSError as error:
-            full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
-            if error.errno not in (*full, *closed, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-                raise
-            raise UserError(f"cannot write to {workdir}, its checkpoints are as they were: {error}") from error
+            raise disk.told(error, workdir) from error

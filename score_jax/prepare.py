@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from score_jax import disk
 from score_jax.errors import UserError, nearest
 
 __all__ = ["open_source", "prepare"]
@@ -73,6 +74,10 @@ def prepare(name: str, *, data_dir: str | None = None, archive: str | None = Non
     except tfds.core.registered.DatasetNotFoundError as error:
         names = tfds.list_builders(with_community_datasets=False)
         raise UserError(f"unknown data set {name!r}{nearest(name, names)}") from error
+    except OSError as error:
+        raise disk.told(error, pathlib.Path(data_dir or "the default directory of tensorflow-datasets")) from error
+    except RuntimeError as error:  # So array_record says what the system told it.
+        raise UserError(f"cannot prepare {name!r}: {' '.join(str(error).split())}") from error
     except ImportError as error:
         raise UserError(
             f"tensorflow-datasets needs a package to prepare {name!r}, TensorFlow as a rule "

@@ -7,12 +7,17 @@ import json
 import math
 import pathlib
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
-__all__ = ["image_grid", "save_picture", "side_by_side", "write_report"]
+from score_jax import disk, log, provenance
+
+__all__ = ["image_grid", "save_picture", "save_png", "side_by_side", "write_report"]
+
+MADE = "made by"  # The text of a PNG that tells what made it.
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -52,15 +57,22 @@ def side_by_side(images: dict[str, np.ndarray], *, most: int = 96) -> Image.Imag
     return picture
 
 
-def save_picture(path: pathlib.Path, samples: np.ndarray) -> None:
+def save_png(file: BinaryIO, picture: Image.Image, *, made: str) -> None:
+    """Write a picture, which holds as text, JSON, what made it."""
+    text = PngInfo()
+    text.add_text(MADE, made)
+    picture.save(file, format="png", pnginfo=text)
+
+
+def save_picture(file: BinaryIO, samples: np.ndarray, *, made: str) -> None:
     """A PNG of samples: a grid of uint8 images, or a scatter plot of the first two coordinates of vectors."""
     if samples.ndim == 4:
-        image_grid(samples).save(path)
+        save_png(file, image_grid(samples), made=made)
         return
     figure, axes = _axes(5, 5)
     axes.scatter(samples[:, 0], samples[:, 1], s=2)
     axes.set_aspect("equal")
-    figure.savefig(path, dpi=100)
+    figure.savefig(file, dpi=100, format="png", metadata={MADE: made})
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -108,54 +120,83 @@ def _numbers_table(numbers: dict[str, float]) -> str:
 
 
 def _pictures(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The three newest pictures of samples, and the newest of every other mode."""
-    ours = [p for p in directory.glob("*.png") if re.fullmatch(r"[a-z]+_\d+", p.stem)]  # Of those that lie there.
-    pictures = sorted(ours, key=lambda p: int(p.stem.split("_")[1]), reverse=True)
-    newest: dict[str, list[pathlib.Path]] = {"step": []}
-    for path in pictures:
-        newest.setdefault(path.stem.split("_")[0], []).append(path)
-    return [path for kind, paths in newest.items() for path in paths[: 3 if kind == "step" else 1]]
+    """The three newest pictures of samples, and the newest of every other mode and of every other sampler."""
+    groups: dict[str, list[tuple[int, pathlib.Path]]] = {"step": []}
+    for path in sorted(directory.glob("*.png")):
+        if found := re.fullmatch(r"([a-z]+)_(\d+)(_\w+_[0-9a-f]{6})?", path.stem):  # Others may lie there.
+            groups.setdefault(found[1] + (found[3] or ""), []).append((int(found[2]), path))
+    newest = {name: sorted(group, reverse=True)[: 3 if name == "step" else 1] for name, group in groups.items()}
+    return [path for group in newest.values() for _, path in group]
 
 
-def _changes(workdir: pathlib.Path) -> list[str]:
+def _section(title: str, body: str, made: str | bytes = "") -> str:
+    caption = html.escape(provenance.caption(json.loads(made))) if made else ""
+    return f"<h2>{html.escape(title)}</h2>{caption and f'<p>{caption}</p>'}{body}"
+
+
+def _picture(path: pathlib.Path) -> str:
+    with Image.open(path) as image:
+        image.load()
+        made = image.info.get(MADE, "")
+    kind, step = path.stem.split("_")[:2]
+    data = base64.b64encode(path.read_bytes()).decode()
+    title = "Samples" if kind == "step" else kind.capitalize()
+    return _section(f"{title}, step {step}", f'<img class=grid src="data:image/png;base64,{data}">', made)
+
+
+def _table(path: pathlib.Path) -> str:
+    make = _evaluation_table if path.stem == "evaluation" else _numbers_table
+    made = path.with_suffix(".made.json")
+    return _section(path.stem.capitalize(), make(disk.read_json(path)), made.read_bytes() if made.exists() else "")
+
+
+def _metrics(path: pathlib.Path) -> str:
+    rows, damaged = log.read_metrics(path)
+    if damaged:
+        print(f"{path}: {damaged} damaged lines are left out of the report")
+    if not rows:
+        return ""
+    last = rows[-1]
+    numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in last.items() if k != "step")
+    drawn = {name: None for row in rows for name in row if name not in ("step", "loss_max", "skipped")}
+    if any(row.get("skipped") for row in rows):
+        drawn["skipped"] = None
+    curves = "".join(_curve(rows, name) for name in drawn)
+    return f"<p>Step {last['step']:,}: {html.escape(numbers)}.</p><h2>Training</h2>{curves}"
+
+
+def _changes(path: pathlib.Path) -> str:
     """What training went on with instead, change by change."""
-    file = workdir / "changes.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [
         f"From step {row.pop('step'):,} on: {', '.join(f'{n} {new}, before {old}' for n, (old, new) in row.items())}."
         for row in rows
     ]
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
-    """Write `workdir/report.html` from the metrics, pictures, evaluation and config that lie in `workdir`."""
-    parts = [f"<h1>{html.escape(workdir.absolute().name)}</h1>"]
-    lines = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    if rows:
-        last = rows[-1]
-        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in last.items() if k != "step")
-        parts.append(f"<p>Step {last['step']:,}: {html.escape(numbers)}.</p><h2>Training</h2>")
-        drawn = {name: None for row in rows for name in row if name not in ("step", "loss_max", "skipped")}
-        if any(row.get("skipped") for row in rows):
-            drawn["skipped"] = None
-        parts += [_curve(rows, name) for name in drawn]
-    evaluation = workdir / "evaluation.json"
-    if evaluation.exists():
-        parts.append("<h2>Evaluation</h2>" + _evaluation_table(json.loads(evaluation.read_text())))
-    for path in (workdir / f"{name}.json" for name in ("likelihood", "accuracy")):
-        if path.exists():
-            parts.append(f"<h2>{path.stem.capitalize()}</h2>" + _numbers_table(json.loads(path.read_text())))
-    for path in _pictures(workdir / "samples"):
-        kind, step = path.stem.split("_")
-        data = base64.b64encode(path.read_bytes()).decode()
-        title = "Samples" if kind == "step" else html.escape(kind.capitalize())
-        parts.append(f'<h2>{title}, step {step}</h2><img class=grid src="data:image/png;base64,{data}">')
-    parts += [f"<p>{html.escape(line)}</p>" for line in _changes(workdir)]
-    parts.append(f"<h2>Config</h2><pre>{html.escape((workdir / 'config.yaml').read_text())}</pre>")
+    """Write `workdir/report.html` from the metrics, pictures, tables and config that lie in `workdir`.
+
+    What is damaged is left out, and that is printed.
+    """
+    parts = [f"<h1>{html.escape(workdir.absolute().name)}</h1>", _metrics(workdir / "metrics.jsonl")]
+    sources = [(_table, workdir / f"{name}.json") for name in ("evaluation", "likelihood", "accuracy")]
+    sources += [(_picture, path) for path in _pictures(workdir / "samples")]
+    sources += [(_changes, workdir / "changes.jsonl")]
+    for make, path in sources:
+        if not path.exists():
+            continue
+        try:
+            parts.append(make(path))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, SyntaxError) as error:
+            # Of many kinds: any JSON may lie there; Pillow raises a SyntaxError for a broken PNG.
+            print(f"{path} is left out of the report, as it is damaged: {type(error).__name__}: {error}")
+    parts.append(_section("Config", f"<pre>{html.escape((workdir / 'config.yaml').read_text())}</pre>"))
     page = workdir / "report.html"
-    page.write_text(
+    disk.replace(
+        page,
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(workdir.name)}</title>"
-        f"<style>{STYLE}</style>{''.join(parts)}</html>\n"
+        f"<style>{STYLE}</style>{''.join(parts)}</html>\n",
     )
     return page

@@ -30,6 +30,10 @@ EDGE = {
     "prepare",
     "schema",
     "processes",
+    "disk",
+    "log",
+    "sample_files",
+    "provenance",
 }
 # What a module of the core may import besides; `import score_jax` does not wait for it.
 EXTRA = {"score_jax.ode": {"diffrax"}, "score_jax.mcmc": {"blackjax"}, "score_jax": {"importlib"}}
