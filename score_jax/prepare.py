@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -68,6 +69,8 @@ def prepare(name: str, *, data_dir: str | None = None, archive: str | None = Non
     """
     import tensorflow_datasets as tfds
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     make = functools.partial(_cifar, archive) if name == "cifar10" else functools.partial(_builder, name)
     try:
         make(data_dir=data_dir, file_format="array_record").download_and_prepare(file_format="array_record")
