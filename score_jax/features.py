@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from score_jax import data, metrics, pytorch, sharding, tensors
+from score_jax import data, disk, metrics, pytorch, sharding, tensors
 from score_jax.errors import UserError
 from score_jax.networks.efficientnet import EfficientNetLite0
 from score_jax.networks.inception import Features, Inception
@@ -96,7 +96,7 @@ class Seen(NamedTuple):
         arrays: dict[str, Any] = {"mu": self.pool.mean, "sigma": self.pool.cov}
         if self.spatial:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.cov}
-        with open(path, "wb") as file:
+        with disk.writing(pathlib.Path(path)) as file:
             np.savez(file, n=self.pool.num_images, features=extractor.name, **arrays)
 
     @classmethod
