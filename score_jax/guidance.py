@@ -126,9 +126,10 @@ def _within(
 
         return everywhere
 
-    low, high = interval
-    if not low < high:
+    if len(interval) != 2 or not interval[0] < interval[1]:
         raise ValueError(f"interval needs t_low < t_high, got {interval}")
+
+    low, high = interval
 
     def guided(x: Array, t: Array) -> Array:
         t = jnp.asarray(t)

@@ -1,14 +1,18 @@
 """What a user types: the flags of `run.py` and the examples, their values, and the words that come back."""
 
+import functools
+import math
 import re
 import subprocess
 import sys
 
 import pytest
 import yaml
-from test_experiment import ROOT, get_config
+from test_experiment import ROOT, get_config, tiny
 
-from score_jax import experiment
+from configs.base import FIELDS
+from score_jax import experiment, schema
+from score_jax.errors import UserError
 
 
 def python(*arguments):
@@ -115,3 +119,115 @@ def test_the_command_line_answers_in_one_line(flags, words):
     assert done.returncode == 1
     assert re.fullmatch("error: [^\\n]*\n", done.stderr)
     assert words in done.stderr
+
+
+NUMBERS = [name for name, (default, _) in FIELDS.items() if type(default) in (int, float)] + ["sampling.step_size"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_cannot_be_right_is_named_with_its_bounds(name):
+    """Every number of a config has bounds; what lies outside, NaN and other kinds are told before any work."""
+    config = get_config("vp_digits")
+    *parts, last = name.split(".")
+    node = functools.reduce(getattr, parts, config)
+    schema.check_numbers(config)
+    for value in (math.nan, -(10**9), "abc", True, *([2**32] if name == "seed" else [])):
+        with node.ignore_type():
+            node[last] = value
+        with pytest.raises(UserError, match=rf"^config\.{re.escape(name)} must be [^\n]*, got [^\n]*$"):
+            schema.check_numbers(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sde.beta_max": math.nan}, r"config\.sde\.beta_max must be a finite number, got nan"),
+        ({"sde.beta_max": math.inf}, r"config\.sde\.beta_max must be a finite number, got inf"),
+        ({"sampling.t_min": 2.0}, r"config\.sampling\.t_min: VP needs 0 < t_min < t_max, got t_min=2"),
+        ({"network.features": 0}, r"config\.network: UNet needs features of at least 1, got 0"),
+        ({"network.multipliers": (1, 0)}, r"config\.network: UNet needs multipliers of at least 1, got \(1, 0\)"),
+        ({"network.multipliers": ("two",)}, r"config\.network: UNet needs multipliers of at least 1, got \('two',\)"),
+        ({"network.dtype": "float64"}, r"config\.network: unknown dtype 'float64'; there are float32, bfloat16"),
+        ({"data.dir": "s3://bucket"}, r"config\.data\.dir: 's3://bucket' is no path of this machine: mount it"),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_told(fields, words, tmp_path):
+    config = tiny()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=rf"^{words}[^\n]*$"):
+        experiment.run(config, "sample", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(name="ddim", eta=math.nan), r"sampler\.eta must be a finite number, got nan"),
+        (dict(name="dpm_solver_pp", order=2.5), r"sampler\.order must be a whole number, 2 say, got 2\.5"),
+        (dict(name="dpm_solver_pp", order=None), r"sampler\.order must be a whole number, 2 say, got None"),
+        (dict(name="dpm_solver_pp", corrector=1), r"sampler\.corrector must be True or False, False say, got 1"),
+        (dict(name="langevin_corrector", snr=-1.0), "sampler: a Langevin corrector needs snr >= 0"),
+        (dict(name="langevin_corrector", num_steps=-1), "sampler: a Langevin corrector needs .* num_steps >= 0"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told(arguments, words):
+    config = get_config("vp_digits")
+    config.sampling.sampler = arguments
+    with pytest.raises(UserError, match=rf"^config\.sampling\.{words}[^\n]*$"):
+        experiment.make_sampler(config, experiment.make_sde(config), lambda x, t: -x)
+
+
+def test_infinity_is_a_number_where_it_has_a_meaning():
+    config = get_config("vp_digits")
+    config.training.grad_clip = math.inf
+    schema.check_numbers(config)
+    config.sampling.sampler = dict(name="stochastic_heun", noise_max=math.inf)
+    experiment.make_sampler(config, experiment.make_sde(config), lambda x, t: -x)
+
+
+def test_the_home_directory_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = get_config("vp_digits")
+    for name in schema.PATHS:
+        config.update_from_flattened_dict({name: "~/a b"})
+    config = schema.expanded(config)
+    for name in schema.PATHS:
+        assert functools.reduce(getattr, name.split("."), config) == f"{tmp_path}/a b"
+    with pytest.raises(UserError, match=r"--pretrained: there is no .*/file"):
+        experiment.run(tiny(), "sample", "~/run", pretrained="~/file")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/run has no checkpoint"):
+        experiment.run(tiny(), "sample", "~/run")
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "~nobody_of_that_name/run", "link", "link/run", "a" * 300])
+def test_a_workdir_that_cannot_be_is_told(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("nothing")
+    words = "mount it|there is no such home|link is a link to nothing|File name too long"
+    with pytest.raises(UserError, match=rf"^[^\n]*({words})[^\n]*$"):
+        experiment.run(tiny(), "sample", place)
+    assert {path.name for path in tmp_path.iterdir()} <= {"link", ".compilation_cache"}
+
+
+EXAMPLES = sorted(p.stem for p in (ROOT / "examples").glob("*.py") if p.stem != "picture")
+
+
+HELP_OF_ALL = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(f"examples.{name}", run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0
+"""
+
+
+def test_examples_print_help_and_write_nothing():
+    before = {path: path.stat().st_mtime for path in (ROOT / "examples").glob("*.png")}
+    done = python("-c", HELP_OF_ALL, *EXAMPLES)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("--output") >= len(EXAMPLES) > 3
+    done = python("-m", "examples.annealing", "--bogus")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert {path: path.stat().st_mtime for path in (ROOT / "examples").glob("*.png")} == before

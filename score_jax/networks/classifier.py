@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.networks.embeddings import Embedding
-from score_jax.networks.layers import GroupNorm, dense
+from score_jax.networks.layers import GroupNorm, check_sizes, dense
 from score_jax.networks.unet import UNet
 
 __all__ = ["Classifier"]
@@ -38,6 +38,8 @@ class Classifier(UNet):
         Raises:
           ValueError: if the image cannot be halved often enough.
         """
+        self.check(x)
+        check_sizes(self, ("num_classes",))
         cond = jnp.broadcast_to(cond, x.shape[:1])
         h = self.way_down(x, Embedding(self.features, self.embedding)(cond, None), train)[-1]
         h = jnp.mean(nn.silu(GroupNorm(self.groups, self.epsilon)(h)), axis=(1, 2)).astype(jnp.float32)

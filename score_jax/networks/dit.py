@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.networks.embeddings import Embedding, transformer
-from score_jax.networks.layers import cast, dense
+from score_jax.networks.layers import cast, check_sizes, dense
 
 __all__ = ["DiT"]
 
@@ -92,6 +92,7 @@ class DiT(nn.Module):
         Raises:
           ValueError: if the image does not divide into patches or the width into heads.
         """
+        check_sizes(self, ("width", "depth", "heads", "patch"), ("num_classes",))
         if x.ndim != 4 or any(size % self.patch for size in x.shape[1:3]):
             raise ValueError(
                 f"DiT needs images [batch, h, w, c] with h and w divisible by patch={self.patch}, got {list(x.shape)}"

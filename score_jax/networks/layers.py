@@ -23,6 +23,7 @@ __all__ = [
     "ResidualBlock",
     "cast",
     "check_halvings",
+    "check_sizes",
     "conv",
     "default_init",
     "dense",
@@ -227,6 +228,15 @@ def check_halvings(x: Array, halvings: int) -> None:
             f"a network of {halvings + 1} resolutions needs images [batch, h, w, c] with h and w "
             f"divisible by {2**halvings}, got {list(x.shape)}: resize the images or shorten `multipliers`"
         )
+
+
+def check_sizes(network: nn.Module, positive: Sequence[str], natural: Sequence[str] = ()) -> None:
+    """Raise a `ValueError` at a field, whole numbers, that is less than 1 (`positive`) or less than 0 (`natural`)."""
+    for name in (*positive, *natural):
+        value, least = getattr(network, name), int(name in positive)
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if not sizes or any(not isinstance(size, int | np.integer) or size < least for size in sizes):
+            raise ValueError(f"{type(network).__name__} needs {name} of at least {least}, got {value!r}")
 
 
 def fir(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.networks.embeddings import Embedding
+from score_jax.networks.layers import check_sizes
 
 __all__ = ["MLP"]
 
@@ -37,6 +38,7 @@ class MLP(nn.Module):
         Returns:
           `[batch, d]`.
         """
+        check_sizes(self, ("features", "num_blocks"), ("num_classes",))
         cond = jnp.broadcast_to(cond, x.shape[:1])
         emb = Embedding(self.features // 2, self.embedding, self.num_classes)(cond, y)
         h = nn.Dense(self.features)(x)

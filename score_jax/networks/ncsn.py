@@ -38,6 +38,7 @@ from jax import Array
 from jax.nn.initializers import variance_scaling
 
 from score_jax.networks.convolution import convolve
+from score_jax.networks.layers import check_sizes
 
 __all__ = ["NCSN", "NCSNv2"]
 
@@ -250,6 +251,7 @@ class NCSN(nn.Module):
         Raises:
           ValueError: if the image cannot be halved often enough.
         """
+        check_sizes(self, ("features", "multipliers", "num_levels"))
         norm = partial(InstanceNormPlus, num_levels=self.num_levels)
 
         def refine(own: int, above: int, **rest: Any) -> RefineBlock:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_jax.networks.embeddings import Embedding
-from score_jax.networks.layers import GroupNorm, Resample, cast, check_halvings, conv, join, resample
+from score_jax.networks.layers import GroupNorm, Resample, cast, check_sizes, conv, join, resample
 from score_jax.networks.unet import UNet
 
 __all__ = ["NCSNpp"]
@@ -87,7 +87,8 @@ class NCSNpp(UNet):
         return self.scaled(h.astype(jnp.float32), cond)
 
     def check(self, x: Array) -> None:
-        check_halvings(x, len(self.multipliers) - 1)
+        super().check(x)
+        check_sizes(self, (), ("num_levels",))
         for field, choices in (
             ("progressive", ("none", "output_skip", "residual")),
             ("progressive_input", ("none", "input_skip", "residual")),

@@ -27,6 +27,7 @@ from score_jax.networks.layers import (
     ResidualBlock,
     cast,
     check_halvings,
+    check_sizes,
     conv,
     resample,
 )
@@ -90,8 +91,9 @@ class UNet(nn.Module):
           train: whether dropout is active.
 
         Raises:
-          ValueError: if the image cannot be halved often enough.
+          ValueError: if the image cannot be halved often enough, or a field cannot be right.
         """
+        self.check(x)
         sizes = self.features, self.embedding, self.num_classes, self.num_augmentations
         cond = jnp.broadcast_to(cond, x.shape[:1])
         emb = Embedding(*sizes)(cond, y, augmentation)
@@ -107,9 +109,17 @@ class UNet(nn.Module):
                 h = self.change(h, emb, train, up=True)
         return conv(nn.silu(GroupNorm(self.groups, self.epsilon)(h)), x.shape[-1], scale=0.0).astype(jnp.float32)
 
+    def check(self, x: Array) -> None:
+        """Raise a `ValueError` at a field that cannot be right, or cannot be with images of this size."""
+        check_sizes(
+            self,
+            ("features", "multipliers", "num_blocks"),
+            ("num_classes", "num_augmentations", "head_channels", "groups"),
+        )
+        check_halvings(x, len(self.multipliers) - 1)
+
     def way_down(self, x: Array, emb: Array, train: bool) -> list[Array]:
         """The feature maps of the first convolution, of every block and of every change of resolution."""
-        check_halvings(x, len(self.multipliers) - 1)
         maps = [conv(cast(x, self.dtype), self.features)]
         for level, multiplier in enumerate(self.multipliers):
             if level:

@@ -223,7 +223,7 @@ def langevin_corrector(
         ratio = noise / jnp.where(gradient > 0, gradient, jnp.inf)
         return expand(4 * (snr * ratio) ** 2, z)
 
-    return _corrector(score_fn, size, num_steps)
+    return _corrector(score_fn, size, snr, num_steps)
 
 
 def annealed_langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.16, num_steps: int = 1) -> Sampler:
@@ -238,11 +238,15 @@ def annealed_langevin_corrector(sde: SDE, score_fn: ScoreFn, *, snr: float = 0.1
       snr: half the root of the step size in units of the noise's variance.
       num_steps: Langevin steps in each call.
     """
-    return _corrector(score_fn, lambda score, z, s: 4 * (snr * sde.sigma(s)) ** 2, num_steps)
+    return _corrector(score_fn, lambda score, z, s: 4 * (snr * sde.sigma(s)) ** 2, snr, num_steps)
 
 
-def _corrector(score_fn: ScoreFn, size: Callable[[Array, Array, Array], Array], num_steps: int) -> Sampler:
-    """Langevin steps at s of size `size(score, z, s)`."""
+def _corrector(
+    score_fn: ScoreFn, size: Callable[[Array, Array, Array], Array], snr: float | Array, num_steps: int
+) -> Sampler:
+    """Langevin steps at s of size `size(score, z, s)`, which `snr` is the unit of."""
+    if num_steps < 0 or (isinstance(snr, int | float) and not snr >= 0):
+        raise ValueError(f"a Langevin corrector needs snr >= 0 and num_steps >= 0, got {snr} and {num_steps}")
 
     def step(key, x, t, s, state):
         def once(x, k):
