@@ -175,7 +175,7 @@ def reference(path: pathlib.Path) -> np.ndarray | None:
                 x = np.asarray(image.convert("RGBA")) / 255.0
                 x = 255 * (x[..., :3] * x[..., 3:] + (1 - x[..., 3:]))
             else:
-                x = np.asarray(image.convert("RGB")) / 1.0
+                x = np.asarray(image.convert("RGB"))
     except Exception:  # Whatever it is, Pillow does not read the file.
         return None
     if image.format != "TIFF" and orientation in range(2, 9):  # Pillow turns a TIFF itself.
@@ -213,7 +213,10 @@ def judged(path: pathlib.Path) -> tuple[str, str]:
         ours = ("32 bits", "cannot identify image file")  # Of no range, and of a format that is not read.
         pillow_reads = expected is not None and not any(words in line for words in ours)
         return ("silent", f"Pillow reads it: {line}") if pillow_reads else ("told", line)
-    if expected is None or expected.shape != x.shape or np.abs(expected - x).max() > 1:
+    if expected is None or expected.shape != x.shape:
+        return "silent", f"{x.shape} is not what Pillow reads"
+    # Equal bytes come first, as the largest images would take gigabytes as floats.
+    if not np.array_equal(expected, x) and np.abs(expected / 1.0 - x).max() > 1:
         return "silent", f"{x.shape} is not what Pillow reads"
     return "right", ""
 
