@@ -47,7 +47,7 @@ from score_jax.errors import UserError
 from score_jax.log import MetricLog
 from score_jax.objective import is_distilled, make_loss
 from score_jax.schema import check_numbers, expanded, local_path
-from score_jax.workdir import check_place, flat, read_config, record_changes, sole_writer, write_config
+from score_jax.workdir import check_place, read_config, record_changes, shared, sole_writer, write_config
 
 __all__ = ["MODES", "make_network", "make_sampler", "make_score_fn", "make_sde", "run"]
 
@@ -318,9 +318,9 @@ def run(
     with contextlib.ExitStack() as stack:
         if jax.process_index() > 0:  # One speaks for all.
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        own = {"distributed": None, "data": {**config.data, "dir": ""}}  # What may differ between processes.
-        facts = {"--mode": mode, "--pretrained": pretrained, "--retune": retune, "config": config.to_dict() | own}
-        stack.enter_context(processes.together(dict(flat(facts))))
+        stack.enter_context(
+            processes.together(shared(config.to_dict(), mode=mode, pretrained=pretrained, retune=retune))
+        )
         try:
             act(Run(config, workdir, local_path(pretrained, "--pretrained"), retune=retune))
             if jax.process_index() == 0:

@@ -63,6 +63,7 @@ def initialize(*, enabled: bool = False, coordinator: str = "", num_processes: i
         jax.distributed.initialize(**(where if coordinator else {}), heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"config.distributed: {str(error).splitlines()[0]}") from error
+    _met.set()
     if jax.default_backend() == "cpu":
         # There the cache's keys differ from process to process: only the first, which writes it, would find its
         # programs, and would wait for the others to compile theirs longer than the 30 s that their collectives allow.
@@ -188,12 +189,17 @@ def _tell_aborts() -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _tell_aborts.handler)  # type: ignore[attr-defined]
 
 
+_met = threading.Event()
+
+
 def _cause(text: str) -> str:
     """What the coordination service's last words mean; '' if they are of something else."""
     if found := re.search(r"stopped sending heartbeats\):\s*([\d, ]*\d)", text):
         return f"process {found[1]} of this run was killed, or cannot be reached"
     if "detected fatal errors" not in text:
         return ""
+    if not _met.is_set():
+        return "the processes of this run did not find each other in time (config.distributed)"
     if "Shutdown barrier" in text:
         return "not all processes of this run came to their end"
     return "process 0 of this run was killed, or cannot be reached"

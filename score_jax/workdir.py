@@ -17,10 +17,10 @@ from score_jax.errors import UserError
 
 __all__ = [
     "check_place",
-    "flat",
     "open_workdir",
     "read_config",
     "record_changes",
+    "shared",
     "sole_writer",
     "write_config",
 ]
@@ -115,7 +115,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _differences(path: pathlib.Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields that differ, and their values on record and in `config`; None where there is none."""
-    old, new = (dict(flat(json.loads(json.dumps(c)))) for c in (read_config(path), config))
+    old, new = (dict(_flat(json.loads(json.dumps(c)))) for c in (read_config(path), config))
     return {n: (old.get(n), new.get(n)) for n in sorted({*old, *new}) if old.get(n) != new.get(n)}
 
 
@@ -159,10 +159,17 @@ def sole_writer(path: pathlib.Path, *, doing: str = "training") -> Iterator[None
         yield
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def shared(config: dict[str, Any], **flags: Any) -> dict[str, Any]:
+    """What must be the same in all processes of a run: all but where its data lie and which of them it is."""
+    facts = {f"--{name}": value for name, value in flags.items()} | dict(_flat({"config": config}))
+    own = {"config.data.dir", "config.distributed.coordinator", "config.distributed.process_id"}
+    return {name: value for name, value in facts.items() if name not in own}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested dicts, named `a.b.c`."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
