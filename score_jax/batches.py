@@ -1,12 +1,22 @@
 """Arithmetic of batches, `[batch, *event]`: each example by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["as_precise", "dot", "expand", "square"]
+__all__ = [
+    "as_batch",
+    "as_floating",
+    "as_precise",
+    "as_time",
+    "call_score",
+    "check_shape",
+    "dot",
+    "expand",
+    "square",
+]
 
 
 def expand(t: ArrayLike, x: Array) -> Array:
@@ -33,6 +43,60 @@ def expand(t: ArrayLike, x: Array) -> Array:
 def as_precise(t: ArrayLike | Sequence[float], x: Array) -> Array:
     """`t` in the precision of `x`, float32 at least: with `jax_enable_x64` numbers are float64 where data are not."""
     return jnp.asarray(t, jnp.result_type(x, jnp.float32))
+
+
+def as_floating(x: ArrayLike, name: str = "x") -> Array:
+    """`x` in single precision at least: half precision is too coarse for times and for small steps.
+
+    Raises:
+      ValueError: if `x` is not floating point.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} must be floating point, got {x.dtype}: scale images first, to [-1, 1] say")
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+def as_batch(x: ArrayLike, name: str = "x") -> Array:
+    """`as_floating`, of a batch: for what is summed over each example.
+
+    Raises:
+      ValueError: if `x` is not floating point, or has no batch axis before those of the event.
+    """
+    x = as_floating(x, name)
+    if x.ndim < 2:
+        raise ValueError(
+            f"{name} must be [batch, *event] with at least 2 axes, but has shape {x.shape}: one example is x[None]"
+        )
+    return x
+
+
+def as_time(t: ArrayLike) -> Array:
+    """A time as a floating-point array, of single precision at least; Python's numbers stay weakly typed."""
+    t = jnp.asarray(float(t) if isinstance(t, int) else t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        return t.astype(float)
+    return t.astype(jnp.float32) if t.dtype.itemsize < 4 else t
+
+
+def check_shape(value: Array, x: Array) -> Array:
+    """The score, unless its shape is not that of `x`, which would broadcast to a wrong result."""
+    if jnp.shape(value) != x.shape:
+        raise ValueError(f"a score must have the shape of x, {x.shape}, but has {jnp.shape(value)}")
+    return value
+
+
+def call_score(fn: Callable[[Array, Array], Array], x: Array, t: ArrayLike, what: str = "a score") -> Array:
+    """`fn(x, t)`, a score or a network, in the shape of `x`.
+
+    Raises:
+      ValueError: if its shape is another, as it is where a function takes (t, x).
+    """
+    value = fn(x, as_time(t))
+    if jnp.shape(value) != x.shape:
+        shapes = f"{x.shape}, but has {jnp.shape(value)}"
+        raise ValueError(f"{what} must have the shape of x, {shapes}: it is called with (x, t), in this order")
+    return value
 
 
 def dot(a: Array, b: Array) -> Array:

@@ -33,16 +33,16 @@ tells what image it leads to.
 Students of the first kind are sampled by `ddim` on the student's grid, of the second by `samplers.consistency`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.divergence import check_shape
+from score_jax.batches import as_batch, as_precise, call_score, expand, square
 from score_jax.losses import edm_weighting
-from score_jax.sde import SDE, ScoreFn, expand, perturb, square
+from score_jax.sde import SDE, ScoreFn, perturb
 
 __all__ = ["consistency_distillation", "consistency_training", "progressive_distillation"]
 
@@ -50,7 +50,14 @@ Weight = Callable[[SDE, ArrayLike], Array]
 
 
 def progressive_distillation(
-    key: Array, sde: SDE, score_fn: ScoreFn, teacher: ScoreFn, x0: Array, ts: Array, *, weight: Weight = edm_weighting
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    teacher: ScoreFn,
+    x0: Array,
+    ts: Array | Sequence[float],
+    *,
+    weight: Weight = edm_weighting,
 ) -> Array:
     """The loss of a student that takes one step of DDIM where its teacher takes two (Salimans & Ho 2022, Algorithm 2).
 
@@ -72,7 +79,8 @@ def progressive_distillation(
     """
     if len(ts) < 3 or len(ts) % 2 == 0:
         raise ValueError(f"progressive distillation needs a grid of an even number of steps, got {len(ts) - 1}")
-    key_step, key_noise = jax.random.split(key)
+    x0 = as_batch(x0, "x0")
+    ts, (key_step, key_noise) = as_precise(ts, x0), jax.random.split(key)
     i = 2 * jax.random.randint(key_step, x0.shape[:1], 0, len(ts) // 2)
     t, middle, s = ts[i], ts[i + 1], ts[i + 2]
     x = perturb(sde, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), t)
@@ -82,7 +90,14 @@ def progressive_distillation(
 
 
 def consistency_distillation(
-    key: Array, sde: SDE, score_fn: ScoreFn, teacher: ScoreFn, x0: Array, ts: Array, *, weight: Weight = edm_weighting
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    teacher: ScoreFn,
+    x0: Array,
+    ts: Array | Sequence[float],
+    *,
+    weight: Weight = edm_weighting,
 ) -> Array:
     """The loss of a student whose jumps from two points of a teacher's path end alike (Song et al. 2023, Algorithm 2).
 
@@ -104,7 +119,13 @@ def consistency_distillation(
 
 
 def consistency_training(
-    key: Array, sde: SDE, score_fn: ScoreFn, x0: Array, ts: Array, *, weight: Weight = edm_weighting
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    x0: Array,
+    ts: Array | Sequence[float],
+    *,
+    weight: Weight = edm_weighting,
 ) -> Array:
     """`consistency_distillation` without a teacher (Song et al. 2023, Algorithm 3), which is right for many steps only.
 
@@ -118,9 +139,16 @@ def consistency_training(
 
 
 def _consistency(
-    key: Array, sde: SDE, score_fn: ScoreFn, x0: Array, ts: Array, short: Callable[..., Array], weight: Weight
+    key: Array,
+    sde: SDE,
+    score_fn: ScoreFn,
+    x0: Array,
+    ts: Array | Sequence[float],
+    short: Callable[..., Array],
+    weight: Weight,
 ) -> Array:
-    key_step, key_noise = jax.random.split(key)
+    x0 = as_batch(x0, "x0")
+    ts, (key_step, key_noise) = as_precise(ts, x0), jax.random.split(key)
     i = jax.random.randint(key_step, x0.shape[:1], 0, len(ts) - 1)
     t, middle, noise = ts[i], ts[i + 1], jax.random.normal(key_noise, x0.shape, x0.dtype)
     x = perturb(sde, x0, noise, t)
@@ -130,7 +158,7 @@ def _consistency(
 
 
 def _slope(sde: SDE, score_fn: ScoreFn, x: Array, t: Array) -> Array:
-    return -expand(sde.sigma(t), x) * check_shape(score_fn(x, t), x)
+    return -expand(sde.sigma(t), x) * call_score(score_fn, x, t)
 
 
 def _length(sde: SDE, t: Array, s: Array) -> Array:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.sde import dot
+from score_jax.batches import as_batch, check_shape, dot
 
 __all__ = ["exact_divergence", "hutch_pp_divergence", "hutchinson_divergence"]
 
@@ -46,15 +46,17 @@ def exact_divergence(fn: Field, x: Array) -> tuple[Array, Array]:
     Raises:
       ValueError: if the field has not the shape of `x`.
     """
+    x = as_batch(x)
     value, push = jax.linearize(fn, x)
     check_shape(value, x)
     size = math.prod(x.shape[1:])
 
     def diagonal(i: Array) -> Array:
-        e = jnp.zeros_like(x).reshape(-1, size).at[:, i].set(1.0)
-        return push(e.reshape(x.shape)).reshape(-1, size)[:, i]
+        e = jnp.zeros((len(x), size), x.dtype).at[:, i].set(1.0)
+        return push(e.reshape(x.shape)).reshape(e.shape)[:, i]
 
-    return value, jnp.sum(jax.lax.map(diagonal, jnp.arange(size), batch_size=min(size, CHUNK)), axis=0)
+    chunk = min(size, CHUNK) if len(x) else None  # `lax.map` divides by the size of what it makes.
+    return value, jnp.sum(jax.lax.map(diagonal, jnp.arange(size), batch_size=chunk), axis=0)
 
 
 def draw_probes(key: Array, shape: tuple[int, ...], probe: str, dtype: jnp.dtype) -> Array:
@@ -106,7 +108,7 @@ def hutchinson_divergence(
         shape of `x`.
     """
     check_number("num_probes", num_probes, least=2 if standard_error else 1)
-    keys = jax.random.split(key, num_probes)
+    keys, x = jax.random.split(key, num_probes), as_batch(x)
     value, estimates = probe_divergence(fn, x, jax.vmap(lambda k: draw_probes(k, x.shape, probe, x.dtype))(keys))
     mean = jnp.mean(estimates, axis=0)
     return (value, mean, error_of_mean(estimates)) if standard_error else (value, mean)
@@ -143,6 +145,7 @@ def hutch_pp_divergence(key: Array, fn: Field, x: Array, *, num_probes: int = 3)
     """
     if num_probes < 3 or num_probes % 3:
         raise ValueError(f"num_probes must be a positive multiple of 3, got {num_probes}")
+    x = as_batch(x)
     batch, size = len(x), math.prod(x.shape[1:])
     third = num_probes // 3
     value, push = jax.linearize(fn, x)
@@ -173,10 +176,3 @@ def check_number(name: str, number: int, *, least: int = 1) -> None:
     """Raise unless a number of probes is large enough."""
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
-
-
-def check_shape(score: Array, x: Array) -> Array:
-    """The score, unless its shape is not that of `x`, which would broadcast to a wrong result."""
-    if score.shape != x.shape:
-        raise ValueError(f"a score must have the shape of x, {x.shape}, but has {score.shape}")
-    return score

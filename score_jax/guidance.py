@@ -40,8 +40,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import call_score, expand
 from score_jax.parameterization import from_energy, tweedie
-from score_jax.sde import SDE, ScoreFn, expand
+from score_jax.sde import SDE, ScoreFn
 
 __all__ = [
     "autoguidance",
@@ -100,7 +101,7 @@ def classifier_free_guidance(
     Raises:
       ValueError: if the interval's ends are out of order.
     """
-    return _within(interval, conditional, lambda x, t, score: (scale - 1) * (score - unconditional(x, t)))
+    return _within(interval, conditional, lambda x, t, score: (scale - 1) * (score - call_score(unconditional, x, t)))
 
 
 def autoguidance(score_fn: ScoreFn, worse: ScoreFn, *, scale: float | Array) -> ScoreFn:
@@ -121,7 +122,7 @@ def _within(
     if interval is None:
 
         def everywhere(x: Array, t: Array) -> Array:
-            score = score_fn(x, t)
+            score = call_score(score_fn, x, t)
             return score + correction(x, t, score)
 
         return everywhere
@@ -133,7 +134,7 @@ def _within(
 
     def guided(x: Array, t: Array) -> Array:
         t = jnp.asarray(t)
-        score, inside = score_fn(x, t), (low <= t) & (t <= high)
+        score, inside = call_score(score_fn, x, t), (low <= t) & (t <= high)
 
         def corrected() -> Array:
             return score + jnp.where(expand(inside, x), correction(x, t, score), 0.0)
@@ -160,7 +161,7 @@ def dynamic_thresholding(sde: SDE, score_fn: ScoreFn, *, percentile: float = 99.
         raise ValueError(f"percentile must be above 0 and at most 100, got {percentile}")
 
     def thresholded(x: Array, t: Array) -> Array:
-        score = score_fn(x, t)
+        score = call_score(score_fn, x, t)
         x0 = tweedie(sde, lambda x, t: score, x, t)
         largest = jnp.percentile(jnp.abs(x0), percentile, axis=tuple(range(1, x.ndim)))
         bound = expand(jnp.maximum(largest, 1.0), x)
@@ -183,7 +184,7 @@ def product_of_densities(score_fns: Sequence[ScoreFn], *, weights: Sequence[floa
     powers = _weights(weights, score_fns)
 
     def score_fn(x: Array, t: Array) -> Array:
-        scores = jnp.stack([fn(x, t) for fn in score_fns])
+        scores = jnp.stack([call_score(fn, x, t) for fn in score_fns])
         return jnp.sum(expand(powers, scores) * scores, axis=0)
 
     return score_fn
@@ -207,7 +208,7 @@ def mixture_of_densities(
     log_weights = jnp.log(_weights(weights, score_fns))
 
     def score_fn(x: Array, t: Array) -> Array:
-        scores = jnp.stack([fn(x, t) for fn in score_fns])
+        scores = jnp.stack([call_score(fn, x, t) for fn in score_fns])
         log_joint = log_weights[:, None] + jnp.stack([log_density(x, t) for log_density in log_densities])
         return jnp.sum(jax.vmap(expand)(jax.nn.softmax(log_joint, axis=0), scores) * scores, axis=0)
 

@@ -41,17 +41,17 @@ Eq. 11):  log p(x + u) - log q(u | x)  for  log p(x + u).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.batches import as_precise
+from score_jax.batches import as_batch, as_precise, call_score, expand, square
 from score_jax.divergence import check_number, draw_probes, error_of_mean, exact_divergence, probe_divergence
 from score_jax.ode import integrate
-from score_jax.sde import SDE, ScoreFn, expand, perturb, prior_log_prob, probability_flow_drift, square
+from score_jax.sde import SDE, ScoreFn, perturb, prior_log_prob, probability_flow_drift
 from score_jax.timesteps import draw_importance
 
 __all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "chain_elbo", "elbo", "log_prob", "place_in_cells"]
@@ -107,13 +107,14 @@ def log_prob(
       max_steps: as in `ode_sample`.
 
     Raises:
-      ValueError: for an unknown divergence, probe or solver, fewer than 1 probe, or a tolerance that is not positive.
+      ValueError: for an unknown divergence, probe or solver, fewer than 1 probe, or a tolerance that is not positive;
+        if x is not floating point or has no batch axis, or the score has not its shape.
       SolverError: if the solver stops early, saying where; under `jit` the result is NaN instead.
     """
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f"unknown divergence {divergence!r}: choose 'hutchinson' or 'exact'")
     check_number("num_probes", num_probes)
-    exact, x = divergence == "exact", as_precise(x, x)
+    exact, x = divergence == "exact", as_batch(x)
     keys = jax.random.split(key, num_probes)
     probes = None if exact else jax.vmap(lambda k: draw_probes(k, x.shape, probe, x.dtype))(keys)
     # The integrals are kept per dimension, of the size of x whatever the dimension is.
@@ -230,13 +231,14 @@ def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 
       ValueError: for fewer than 1 draw.
     """
     check_number("num_draws", num_draws)
+    x = as_batch(x)
     size = math.prod(x.shape[1:])
     first, last = sde.log_snr(sde.t_min), sde.log_snr(sde.t_max)
 
     def draw(inputs: tuple[Array, Array]) -> Array:
         k, t = inputs
         noise = jax.random.normal(k, x.shape, x.dtype)
-        residual = expand(sde.sigma(t), x) * score_fn(perturb(sde, x, noise, t), t) + noise
+        residual = expand(sde.sigma(t), x) * call_score(score_fn, perturb(sde, x, noise, t), t) + noise
         # On standard normal data the noise is left with the factor sigmoid(lambda): what that alone contributes has a
         # known mean, and without its fluctuation the variance is far less.
         excess = jax.nn.sigmoid(sde.log_snr(t)) ** 2 * (square(noise) - size)
@@ -252,7 +254,7 @@ def elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, *, num_draws: int = 
     return _ends(sde, x) - jnp.mean(path, axis=0), error
 
 
-def chain_elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, ts: Array) -> Array:
+def chain_elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, ts: Array | Sequence[float]) -> Array:
     """An unbiased estimate of the evidence lower bound of the chain of ancestral steps along a grid (Eq. 5), in nats.
 
     Args:
@@ -266,14 +268,16 @@ def chain_elbo(key: Array, sde: SDE, score_fn: ScoreFn, x: Array, ts: Array) -> 
     Returns:
       `[batch]`, of one draw of noise for each step.
     """
+    x = as_batch(x)
 
     def term(total: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         k, t, s = inputs
         noise = jax.random.normal(k, x.shape, x.dtype)
-        residual = sde.sigma(t) * score_fn(perturb(sde, x, noise, t), t) + noise
+        residual = sde.sigma(t) * call_score(score_fn, perturb(sde, x, noise, t), t) + noise
         return total + 0.5 * jnp.expm1(sde.log_snr(s) - sde.log_snr(t)) * square(residual), None
 
-    keys, ts = jax.random.split(key, len(ts) - 1), as_precise(ts, x)
+    ts = as_precise(ts, x)
+    keys = jax.random.split(key, len(ts) - 1)
     total, _ = jax.lax.scan(term, jnp.zeros(len(x), x.dtype), (keys, ts[:-1], ts[1:]))
     return _ends(sde, x) - total
 

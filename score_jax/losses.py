@@ -31,8 +31,8 @@ Section 4): the true log p(y | x_t) minimises
 
     E[ -log p(y | x_t) ].                                                   (5)
 
-An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`; a score that has not the shape of x
-is a `ValueError`.
+An unconditional score is `fn(x)`.  Every loss is one number an example, `[batch]`, in single precision at least.  Data
+that are not floating point or have no batch axis, and a score that has not the shape of x, are a `ValueError`.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.divergence import Field, check_number, check_shape, draw_probes, exact_divergence
-from score_jax.sde import SDE, ScoreFn, dot, expand, perturb, square
+from score_jax.batches import as_batch, as_floating, as_time, call_score, check_shape, dot, expand, square
+from score_jax.divergence import Field, check_number, draw_probes, exact_divergence
+from score_jax.sde import SDE, ScoreFn, perturb
 
 __all__ = [
     "cross_entropy",
@@ -100,6 +101,8 @@ def sliced_score_matching(
       ValueError: for fewer than 1 projection, or an unknown law of them.
     """
 
+    x = as_batch(x)
+
     def along(v: Array) -> Array:
         score, tangent = jax.jvp(fn, (x,), (v,))
         check_shape(score, x)
@@ -135,6 +138,7 @@ def finite_difference_score_matching(
     """
     if step <= 0:
         raise ValueError(f"step must be positive, got {step}")
+    x = as_batch(x)
 
     def along(v: Array) -> Array:
         ahead, behind = check_shape(fn(x + step * v), x), fn(x - step * v)
@@ -166,6 +170,7 @@ def vincent_score_matching(key: Array, fn: Field, x: Array, *, sigma: float | Ar
     Returns:
       `[batch]`.
     """
+    x = as_batch(x)
     noise = jax.random.normal(key, x.shape, x.dtype)
     wide = expand(sigma, x)
     return 0.5 * square(wide * check_shape(fn(x + wide * noise), x) + noise) / sigma**2
@@ -185,11 +190,11 @@ def ncsn_score_matching(key: Array, score_fn: ScoreFn, x: Array, sigmas: ArrayLi
     Returns:
       `[batch]`.
     """
-    key_level, key_noise = jax.random.split(key)
+    x, (key_level, key_noise) = as_batch(x), jax.random.split(key)
     sigma = jax.random.choice(key_level, jnp.asarray(sigmas), (len(x),))
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
     wide = expand(sigma, x)
-    return 0.5 * square(wide * check_shape(score_fn(x + wide * noise, sigma), x) + noise)
+    return 0.5 * square(wide * call_score(score_fn, x + wide * noise, sigma) + noise)
 
 
 def variance_weighting(sde: SDE, t: ArrayLike) -> Array:
@@ -234,10 +239,11 @@ def denoising_score_matching(
     Returns:
       `[batch]`.
     """
+    x0 = as_batch(x0, "x0")
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     sigma = sde.sigma(t)
     # Scaled by sigma, so that nothing of the size 1/sigma is ever squared.
-    score = check_shape(score_fn(perturb(sde, x0, noise, t), jnp.asarray(t)), x0)
+    score = call_score(score_fn, perturb(sde, x0, noise, t), t)
     residual = expand(sigma, x0) * score + noise
     return 0.5 * (weight(sde, t) / sigma**2) * square(residual)
 
@@ -275,10 +281,10 @@ def perturbed_sliced_score_matching(
       ValueError: as `sliced_score_matching` does.
     """
     key_noise, key_projection = jax.random.split(key)
-    t = jnp.asarray(t)
+    x0, t = as_batch(x0, "x0"), as_time(t)
     loss = sliced_score_matching(
         key_projection,
-        lambda x: score_fn(x, t),
+        lambda x: call_score(score_fn, x, t),
         perturb(sde, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), t),
         num_projections=num_projections,
         variance_reduced=variance_reduced,
@@ -302,5 +308,5 @@ def cross_entropy(
     Returns:
       `[batch]`.
     """
-    t = jnp.asarray(t)
+    x0, t = as_floating(x0, "x0"), as_time(t)
     return -log_likelihood(perturb(sde, x0, jax.random.normal(key, x0.shape, x0.dtype), t), t)

@@ -81,8 +81,8 @@ def mala(
         Rosenthal 1998).
 
     Raises:
-      ValueError: if there are too few samples or steps, if the energy is not one number an example, or, outside
-        `jit`, if it is not finite at a start.
+      ValueError: if there are too few samples or steps or no chain, if the energy is not one number an example, or,
+        outside `jit`, if it is not finite at a start.
     """
     return _run(key, energy, x, _hmc_kernel(1, jitter=0.0), num_samples, num_warmup, target_acceptance)
 
@@ -140,6 +140,7 @@ def _run(
     check_number("num_samples", num_samples, least=4)
     check_number("num_warmup", num_warmup, least=WINDOWS)
     x = jnp.asarray(x, float)
+    check_number("the number of chains", len(x))
     jax.eval_shape(from_energy(energy), x)
 
     def log_density(row: Array) -> Array:
@@ -236,13 +237,14 @@ def annealed_importance_sampling(
       num_integration_steps: leapfrog steps of a transition, at least 1.
 
     Raises:
-      ValueError: if the energy is not one number an example, if `num_integration_steps < 1`, or, outside `jit`, if
-        `betas` do not increase from 0 to 1.
+      ValueError: if there is no particle, if the energy is not one number an example, if `num_integration_steps < 1`,
+        or, outside `jit`, if `betas` do not increase from 0 to 1.
     """
     if not isinstance(betas, jax.core.Tracer):
         b = np.asarray(betas)
         if b.ndim != 1 or len(b) < 2 or b[0] != 0 or b[-1] != 1 or np.any(np.diff(b) <= 0):
             raise ValueError(f"betas must be a vector increasing from 0 to 1, got {b}")
+    check_number("the number of particles", shape[0])
     jax.eval_shape(from_energy(energy), jax.ShapeDtypeStruct(shape, jnp.float32))
     kernel = _hmc_kernel(num_integration_steps, jitter=0.5)
 

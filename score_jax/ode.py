@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.batches import as_precise
-from score_jax.sde import SDE, ScoreFn, dot, expand, probability_flow_drift, square
+from score_jax.batches import as_batch, as_floating, as_precise, dot, expand, square
+from score_jax.sde import SDE, ScoreFn, probability_flow_drift
 
 __all__ = ["SolverError", "ode_encode", "ode_sample", "ode_solve", "spherical"]
 
@@ -96,6 +96,7 @@ def spherical(a: Array, b: Array, weight: float | Array) -> Array:
       b: codes in the shape of `a`, the result at weight 1.
       weight: scalar or `[batch]`.
     """
+    a, b = as_batch(a, "a"), as_batch(b, "b")
     cosine = dot(a, b) / jnp.sqrt(square(a) * square(b))
     theta = jnp.arccos(jnp.clip(cosine, -1, 1))
     # Where a and b agree the straight line does.
@@ -126,6 +127,7 @@ def ode_solve(
       `(x_s, num_evaluations)`: the state at `s` in the shape of `x`, and how often the score was evaluated on
       the batch.
     """
+    x = as_floating(x)
     return integrate(_flow, (sde, score_fn), x, t, s, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)
 
 

@@ -36,7 +36,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.sde import SDE, ScoreFn, expand
+from score_jax.batches import call_score, expand
+from score_jax.sde import SDE, ScoreFn
 
 __all__ = [
     "from_denoiser",
@@ -53,9 +54,13 @@ __all__ = [
 Net = Callable[[Array, Array], Array]
 
 
+def _call(net: Net, x: Array, t: Array) -> Array:
+    return call_score(net, x, t, "what a network predicts")
+
+
 def from_noise(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the noise eps (Eq. 1)."""
-    return lambda x, t: -net(x, t) / expand(sde.sigma(t), x)
+    return lambda x, t: -_call(net, x, t) / expand(sde.sigma(t), x)
 
 
 def from_score(sde: SDE, net: Net) -> ScoreFn:
@@ -67,7 +72,7 @@ def from_denoiser(sde: SDE, net: Net) -> ScoreFn:
     """The score of a network that predicts the clean data x_0 (Eq. 2)."""
 
     def score_fn(x: Array, t: Array) -> Array:
-        return (expand(sde.alpha(t), x) * net(x, t) - x) / expand(sde.sigma(t) ** 2, x)
+        return (expand(sde.alpha(t), x) * _call(net, x, t) - x) / expand(sde.sigma(t) ** 2, x)
 
     return score_fn
 
@@ -77,7 +82,7 @@ def from_velocity(sde: SDE, net: Net) -> ScoreFn:
 
     def score_fn(x: Array, t: Array) -> Array:
         alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
-        return -(x + alpha / sigma * net(x, t)) / (alpha**2 + sigma**2)
+        return -(x + alpha / sigma * _call(net, x, t)) / (alpha**2 + sigma**2)
 
     return score_fn
 
@@ -93,7 +98,7 @@ def from_flow(sde: SDE, net: Net) -> ScoreFn:
     """
 
     def score_fn(x: Array, t: Array) -> Array:
-        return (sde.drift(x, t) - net(x, t)) / expand(0.5 * sde.diffusion(t) ** 2, x)
+        return (sde.drift(x, t) - _call(net, x, t)) / expand(0.5 * sde.diffusion(t) ** 2, x)
 
     return score_fn
 
@@ -119,7 +124,7 @@ def preconditioned(sde: SDE, net: Net, *, sigma_data: float = 0.5) -> ScoreFn:
         c_in = 1 / jnp.sqrt(level**2 + sigma_data**2)
         y = x / expand(sde.alpha(t), x)
         skip = expand((sigma_data * c_in) ** 2, x) * y
-        return skip + expand(level * sigma_data * c_in, x) * net(expand(c_in, x) * y, jnp.log(level) / 4)
+        return skip + expand(level * sigma_data * c_in, x) * _call(net, expand(c_in, x) * y, jnp.log(level) / 4)
 
     return from_denoiser(sde, denoiser)
 
@@ -151,7 +156,7 @@ def from_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
 
 def tweedie(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """The posterior mean E[x_0 | x_t] (Eq. 3), in the shape of `x` (`[batch, *event]`)."""
-    return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, jnp.asarray(t))) / expand(sde.alpha(t), x)
+    return (x + expand(sde.sigma(t) ** 2, x) * call_score(score_fn, x, t)) / expand(sde.alpha(t), x)
 
 
 def tweedie_covariance(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike, v: Array) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from score_jax.batches import as_floating
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, State, sample
 from score_jax.samplers.langevin import check_mask
@@ -54,6 +55,7 @@ def inpainting(
     """
     if num_resamples < 1:
         raise ValueError(f"inpainting needs num_resamples >= 1, got {num_resamples}")
+    observed = as_floating(observed, "observed")
 
     def init(x: Array, t: Array) -> State:
         check_mask(x, observed, mask)
@@ -113,6 +115,7 @@ def inpaint(
     Raises:
       ValueError: if the mask or the data do not fit `x`; else as `sample`.
     """
+    x, observed = as_floating(x), as_floating(observed, "observed")
     check_mask(x, observed, mask)
     key_start, key_steps = jax.random.split(key)
     noise = jax.random.normal(key_start, x.shape, x.dtype)

@@ -33,8 +33,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from score_jax.batches import as_batch, as_time, call_score, expand, square
 from score_jax.batches import dot as dot
-from score_jax.batches import expand, square
 
 ScoreFn = Callable[[Array, Array], Array]
 
@@ -98,14 +98,15 @@ class SDE:
 
     def alpha(self, t: ArrayLike) -> Array:
         """The scale of the signal in Eq. 2, in the shape of `t`."""
-        return jnp.exp(self.log_alpha(t))
+        return jnp.exp(self.log_alpha(as_time(t)))
 
     def sigma(self, t: ArrayLike) -> Array:
         """The standard deviation of the noise in Eq. 2, in the shape of `t`."""
-        return jnp.exp(self.log_sigma(t))
+        return jnp.exp(self.log_sigma(as_time(t)))
 
     def log_snr(self, t: ArrayLike) -> Array:
         """lambda_t = log(alpha_t^2 / sigma_t^2), strictly decreasing, in the shape of `t`."""
+        t = as_time(t)
         return 2 * (self.log_alpha(t) - self.log_sigma(t))
 
     def drift(self, x: Array, t: ArrayLike) -> Array:
@@ -119,7 +120,7 @@ class SDE:
 
 def _rate(fn: Callable[[Array], Array], t: ArrayLike) -> Array:
     """The time derivative of `fn`, in the shape of `t`."""
-    t = jnp.asarray(t, jnp.result_type(t, float))
+    t = as_time(t)
     return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
 
 
@@ -161,7 +162,7 @@ class VP(_VariancePreserving):
         _check_order(type(self).__name__, equal=True, beta_min=self.beta_min, beta_max=self.beta_max)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        t = jnp.asarray(t)
+        t = as_time(t)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
 
@@ -197,10 +198,10 @@ class VE(SDE):
         _check_order(type(self).__name__, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        return jnp.zeros_like(t, jnp.result_type(t, float))
+        return jnp.zeros_like(as_time(t))
 
     def log_sigma(self, t: ArrayLike) -> Array:
-        t = jnp.asarray(t)
+        t = as_time(t)
         return jnp.log(self.sigma_min) + t * jnp.log(self.sigma_max / self.sigma_min)
 
 
@@ -217,7 +218,7 @@ class Cosine(_Vanishing, _VariancePreserving):
 
     def log_alpha(self, t: ArrayLike) -> Array:
         # cos(a + b)/cos(a) = cos(b) - sin(b) tan(a), free of the cancellation of two logarithms near t = 0.
-        a, b = (0.5 * math.pi / (1 + self.offset) * angle for angle in (self.offset, jnp.asarray(t)))
+        a, b = (0.5 * math.pi / (1 + self.offset) * angle for angle in (self.offset, as_time(t)))
         return jnp.log1p(-2 * jnp.sin(b / 2) ** 2 - jnp.sin(b) * jnp.tan(a))
 
 
@@ -230,10 +231,10 @@ class EDM(SDE):
     t_max: float = dataclasses.field(default=80.0, kw_only=True)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        return jnp.zeros_like(t, jnp.result_type(t, float))
+        return jnp.zeros_like(as_time(t))
 
     def log_sigma(self, t: ArrayLike) -> Array:
-        return jnp.log(t)
+        return jnp.log(as_time(t))
 
 
 @jax.tree_util.register_dataclass
@@ -247,10 +248,10 @@ class RectifiedFlow(_Vanishing):
     t_max: float = dataclasses.field(default=0.999, kw_only=True)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        return jnp.log1p(-jnp.asarray(t))
+        return jnp.log1p(-as_time(t))
 
     def log_sigma(self, t: ArrayLike) -> Array:
-        return jnp.log(t)
+        return jnp.log(as_time(t))
 
 
 @jax.tree_util.register_dataclass
@@ -261,7 +262,7 @@ class OrnsteinUhlenbeck(_VariancePreserving):
     t_max: float = dataclasses.field(default=5.0, kw_only=True)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        return -jnp.asarray(t)
+        return -as_time(t)
 
 
 @jax.tree_util.register_dataclass
@@ -292,7 +293,7 @@ class DDPM(_VariancePreserving):
 
     def log_alpha(self, t: ArrayLike) -> Array:
         table = jnp.concatenate([jnp.zeros(1), 0.5 * jnp.cumsum(jnp.log1p(-jnp.asarray(self.betas)))])
-        return jnp.interp(jnp.asarray(t), jnp.linspace(0.0, 1.0, len(table)), table)
+        return jnp.interp(as_time(t), jnp.linspace(0.0, 1.0, len(table)), table)
 
 
 def perturb(sde: SDE, x0: Array, noise: Array, t: ArrayLike) -> Array:
@@ -313,6 +314,7 @@ def sample_prior(key: Array, sde: SDE, shape: tuple[int, ...]) -> Array:
 
 def prior_log_prob(sde: SDE, x: Array) -> Array:
     """Log density of the prior N(0, sigma_{t_max}^2 I), in nats: `[batch, *event]` to `[batch]`."""
+    x = as_batch(x)
     size = math.prod(x.shape[1:])
     log_sigma = sde.log_sigma(sde.t_max)
     return -0.5 * square(x * jnp.exp(-log_sigma)) - size * (log_sigma + 0.5 * math.log(2 * math.pi))
@@ -320,9 +322,9 @@ def prior_log_prob(sde: SDE, x: Array) -> Array:
 
 def reverse_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """f x - g^2 score, the drift of the reverse SDE (Eq. 5), in the shape of `x`."""
-    return sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(x, jnp.asarray(t))
+    return sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * call_score(score_fn, x, t)
 
 
 def probability_flow_drift(sde: SDE, score_fn: ScoreFn, x: Array, t: ArrayLike) -> Array:
     """f x - g^2/2 score, the drift of the probability-flow ODE (Eq. 6), in the shape of `x`."""
-    return sde.drift(x, t) - expand(0.5 * sde.diffusion(t) ** 2, x) * score_fn(x, jnp.asarray(t))
+    return sde.drift(x, t) - expand(0.5 * sde.diffusion(t) ** 2, x) * call_score(score_fn, x, t)

@@ -18,18 +18,20 @@ than n^-1/2; a larger `data_std` and more steps helped little there.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax.batches import as_precise
+from score_jax.batches import as_batch, as_floating, as_precise, dot, square
+from score_jax.divergence import check_number
 from score_jax.inverse import Forward, check_measurement, posterior_variance
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import check_finite
 from score_jax.samplers.stochastic import ancestral_kernel
-from score_jax.sde import SDE, ScoreFn, dot, square
+from score_jax.sde import SDE, ScoreFn
 from score_jax.timesteps import lattice
 
 __all__ = ["Particles", "twisted_smc"]
@@ -56,7 +58,7 @@ def twisted_smc(
     y: Array,
     forward: Forward,
     x: Array,
-    ts: Array,
+    ts: Array | Sequence[float],
     *,
     noise_std: float | Array,
     data_std: float | Array = 1.0,
@@ -78,12 +80,14 @@ def twisted_smc(
       threshold: the effective number of particles, in units of n, below which they are resampled.
 
     Raises:
-      ValueError: if noise_std is not positive or `y` does not fit.
+      ValueError: if noise_std is not positive, there is no particle or `y` does not fit.
       FloatingPointError: if the particles are not finite, naming the step; under `jit` they are returned as they are.
     """
     if isinstance(noise_std, int | float) and noise_std <= 0:
         raise ValueError(f"twisted_smc needs noise_std > 0, got {noise_std}")
-    y, ts = jnp.expand_dims(y, 0), as_precise(ts, x)
+    x = as_batch(x)
+    check_number("the number of particles", len(x))
+    y, ts = jnp.expand_dims(as_floating(y, "y"), 0), as_precise(ts, x)
     check_measurement(y, jax.eval_shape(forward, x[:1]))
 
     def log_likelihood(x0: Array, variance: float | Array) -> Array:

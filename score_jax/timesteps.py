@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.batches import as_precise
+from score_jax.batches import as_batch, as_precise, as_time
 from score_jax.parameterization import tweedie
 from score_jax.scales import langevin_step_size, largest_distance, level_ratio
 from score_jax.sde import DDPM, SDE, ScoreFn, perturb
@@ -127,7 +127,7 @@ def draw_steps(key: Array, sde: DDPM, n: int) -> tuple[Array, Array]:
 def level_of_time(sde: SDE, t: ArrayLike, num_levels: int) -> Array:
     """The level of a ladder (see `draw_levels`) at a time, in the shape of `t`; between levels, a fraction."""
     _check_levels(num_levels)
-    return (num_levels - 1) * (1 - jnp.asarray(t) / sde.t_max)
+    return (num_levels - 1) * (1 - as_time(t) / sde.t_max)
 
 
 def _check_levels(number: int) -> None:
@@ -153,7 +153,7 @@ def time_of_log_snr(sde: SDE, value: ArrayLike) -> Array:
     Returns:
       Times in [t_min, t_max], in the shape of `value`; NaN where that is NaN.
     """
-    value = jnp.asarray(value, jnp.result_type(value, float))
+    value = as_time(value)
     within = jnp.clip(value, sde.log_snr(sde.t_max), sde.log_snr(sde.t_min))
 
     def bisect(_, middle: Array) -> Array:
@@ -164,8 +164,8 @@ def time_of_log_snr(sde: SDE, value: ArrayLike) -> Array:
             return jnp.where(noisy, low, middle), jnp.where(noisy, middle, high)
 
         bounds = jnp.full_like(value, sde.t_min), jnp.full_like(value, sde.t_max)
-        # 40 halvings end below the spacing of float32 numbers everywhere in the interval.
-        low, high = jax.lax.fori_loop(0, 40, halve, bounds)
+        # As many halvings as end below the spacing of numbers near t_min: 40 in single, 75 in double precision.
+        low, high = jax.lax.fori_loop(0, 40 if value.dtype == jnp.float32 else 75, halve, bounds)
         return jnp.where(jnp.isnan(value), value, 0.5 * (low + high))
 
     return jax.lax.custom_root(
@@ -217,8 +217,12 @@ def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, 
       num_points: DDIM steps along the paths.
 
     Raises:
-      ValueError: for an order below 1, fewer points than twice the order, or fewer than 2 paths.
+      ValueError: for an order below 1, fewer points than twice the order, or fewer than 2 paths; outside `jit`, if they
+        all start at one point.
+      FloatingPointError: if the score is not finite along the paths.  Under `jit` neither is an error: the times are
+        equally spaced in the log signal-to-noise ratio, as where nothing curves.
     """
+    x = as_batch(x)
     if len(x) < 2:
         raise ValueError(f"curvature needs at least 2 paths, whose spread is its unit, got {len(x)}")
     if order < 1 or num_points < 2 * order:
@@ -236,11 +240,25 @@ def curvature(sde: SDE, score_fn: ScoreFn, x: Array, n: int, *, order: int = 2, 
     derivative = jnp.diff(means, order, axis=0).reshape(num_points - order, -1) / (ls[1] - ls[0]) ** order
     at = jnp.arange(len(derivative)) + order // 2
     error = sde.alpha(ts)[at] * jnp.sqrt(jnp.mean(derivative**2, axis=1)) / spread[at]
+    _check_paths(spread, jnp.isfinite(means).all(axis=range(1, means.ndim)), ts)
     density = error ** (1 / (order + 1))
+    density = jnp.where(jnp.isfinite(density).all(), density, 0.0)
     # Where nothing curves the points still need to be somewhere.
     density = jnp.interp(ls, ls[at], density / jnp.maximum(jnp.max(density), 1e-6) + 1e-3)
     reached = jnp.concatenate([jnp.zeros(1), jnp.cumsum(0.5 * (density[1:] + density[:-1]))])
     return _with_ends(sde, time_of_log_snr(sde, 2 * jnp.interp(reached[-1] * _fractions(n), reached, ls)))
+
+
+def _check_paths(spread: Array, finite: Array, ts: Array) -> None:
+    """Raise unless paths differ, by their spread at each time, and their means are finite; traced values pass."""
+    if isinstance(spread, jax.core.Tracer):
+        return
+    if not finite.all():
+        raise FloatingPointError(f"the score is not finite at t = {ts[jnp.argmin(finite)]:.3g} on the paths from x")
+    if not spread.all():
+        raise ValueError(
+            "curvature needs paths that differ, whose spread is its unit, but every example of x is the same"
+        )
 
 
 def ladder(sde: SDE, n: int) -> Array:

@@ -150,6 +150,16 @@ def test_samples_of_a_consistency_model_have_the_law(any_sde, steps):
     np.testing.assert_allclose(np.cov(y.T), width**2 * np.eye(D), atol=4.5 * width**2 * np.sqrt(2 / n))
 
 
+def test_the_grid_can_be_a_list_of_times():
+    sde, ts = sj.VP(), [1.0, 0.5, 0.1]
+    args = jax.random.key(0), sde, score_fn(sde)
+    for loss in (
+        lambda ts: sj.progressive_distillation(*args, score_fn(sde), MEAN, ts),
+        lambda ts: sj.consistency_training(*args, MEAN, ts),
+    ):
+        np.testing.assert_array_equal(loss(ts), loss(jnp.array(ts)))
+
+
 def test_an_odd_grid_is_an_error():
     with pytest.raises(ValueError, match="an even number of steps, got 3"):
         sj.progressive_distillation(

@@ -274,5 +274,7 @@ def test_wrong_arguments_are_named(mixture):
     ts = timesteps.log_snr(SDE, 2)
     with pytest.raises(ValueError, match=r"y must have the shape of forward\(x\), \(1, 1\), but has \(1, 3\)"):
         sj.twisted_smc(jax.random.key(0), SDE, score_fn, jnp.zeros(3), lambda x: x @ B.T, x, ts, noise_std=0.1)
+    with pytest.raises(ValueError, match="the number of particles must be at least 1, got 0"):
+        sj.twisted_smc(jax.random.key(0), SDE, score_fn, Y, lambda x: x @ B.T, x[:0], ts, noise_std=0.1)
     with pytest.raises(ValueError, match="noise_std > 0"):
         sj.twisted_smc(jax.random.key(0), SDE, score_fn, Y, lambda x: x @ B.T, x, ts, noise_std=0.0)

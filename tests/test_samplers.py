@@ -142,6 +142,7 @@ ORDERS = {
     "heun": (sj.heun, 2, (40, 160)),
     "dpm_solver_pp 1": (whole(sj.dpm_solver_pp, order=1), 1, (40, 160)),
     "dpm_solver_pp 2": (whole(sj.dpm_solver_pp, order=2), 2, (40, 160)),
+    "dpm_solver_pp 2, midpoint": (whole(sj.dpm_solver_pp, solver_type="midpoint"), 2, (40, 160)),
     "dpm_solver_pp 3": (whole(sj.dpm_solver_pp, order=3), 3, (40, 160)),
     "unipc 1": (whole(sj.unipc, order=1), 2, (40, 160)),
     "unipc 2": (whole(sj.unipc, order=2), 3, (40, 160)),
@@ -347,5 +348,8 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=match):
             make(sj.VP(), lambda x, t: x, **options)
+    for options in ({"solver_type": "euler"}, {"solver_type": "midpoint", "order": 3}):
+        with pytest.raises(ValueError, match="solver_type"):
+            sj.dpm_solver_pp(sj.VP(), lambda x, t: x, **options)
     with pytest.raises(ValueError, match="order 1, 2 or 3, got 4"):
         sj.deis(sj.VP(), lambda x, t: x, order=4)

@@ -176,3 +176,22 @@ def test_a_new_process_is_two_lines():
 def test_bad_input_says_what_would_be_right(make, words):
     with pytest.raises((ValueError, NotImplementedError), match=words):
         make()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bfloat16"])
+def test_times_of_any_type_are_those_of_single_precision(any_sde, dtype):
+    """An unsigned 1 is minus 255 where its sign is turned; a score gets numbers that it can divide."""
+    t, exact = jnp.ones(3, dtype), jnp.ones(3)
+    for name in ("log_alpha", "log_sigma", "alpha", "sigma", "log_snr", "diffusion"):
+        fn = getattr(any_sde, name)
+        np.testing.assert_array_equal(fn(t), fn(exact))
+        np.testing.assert_array_equal(fn(1), fn(1.0))
+    times, x = [], jnp.ones((3, 2))
+
+    def score_fn(x, t):
+        times.append(t)
+        return -x
+
+    for call in (sj.tweedie, sj.reverse_drift, sj.probability_flow_drift):
+        np.testing.assert_array_equal(call(any_sde, score_fn, x, t), call(any_sde, score_fn, x, exact))
+    assert {t.dtype for t in times} == {np.dtype("float32")}

@@ -62,6 +62,25 @@ def test_curvature_of_standard_normal_data():
         timesteps.curvature(sde, score_fn, x[:1], 8)
 
 
+def test_curvature_of_paths_that_do_not_differ_and_of_a_score_that_is_not_finite():
+    """Errors; under `jit`, where there are none, the grid of paths that do not curve."""
+    sde, same = VP(), jnp.ones((3, 2))
+
+    def run(score_fn, x):
+        return timesteps.curvature(sde, score_fn, x, 5, num_points=10)
+
+    def wild(x, t):
+        return jnp.where(t < 0.5, jnp.nan, -0.5 * x)
+
+    with pytest.raises(ValueError, match=r"paths that differ, .* every example of x is the same"):
+        run(lambda x, t: -0.5 * x, same)
+    with pytest.raises(FloatingPointError, match=r"the score is not finite at t = 0\.\d+ on the paths from x"):
+        run(wild, jnp.eye(3))
+    for score_fn, x in ((lambda x, t: -0.5 * x, same), (wild, jnp.eye(3))):
+        ts = jax.jit(lambda x, score_fn=score_fn: run(score_fn, x))(x)
+        np.testing.assert_allclose(sde.log_snr(ts), sde.log_snr(timesteps.log_snr(sde, 5)), atol=0.05)
+
+
 def test_a_learned_grid_is_better_than_those_that_know_nothing(mixture):
     """UniPC in 10 steps against an adaptive solution: the error of what it ends with, from 500 starts."""
     sde, score_fn = sj.VP(t_min=1e-3), mixture.score_fn(sj.VP())
@@ -81,6 +100,22 @@ def test_a_learned_grid_is_better_than_those_that_know_nothing(mixture):
 def test_time_of_log_snr_inverts(sde):
     t = jnp.array([1e-5, 1e-4, 0.01, 0.5, 1.0])
     np.testing.assert_allclose(timesteps.time_of_log_snr(sde, sde.log_snr(t)), t, rtol=1e-3)
+
+
+def test_time_of_log_snr_is_exact_in_double_precision(any_sde):
+    """To the rounding of the signal-to-noise ratio; VP's grid against the root of its quadratic equation, to 1e-14."""
+    with jax.enable_x64(True):
+        t = jnp.geomspace(any_sde.t_min, any_sde.t_max, 50)
+        value = any_sde.log_snr(t)
+        found = timesteps.time_of_log_snr(any_sde, value)
+        assert found.dtype == np.float64
+        slope = jax.vmap(jax.grad(any_sde.log_snr))(t)
+        np.testing.assert_array_less(np.abs(found - t), 1e-14 * t + 4e-15 * (1 + np.abs(value)) / np.abs(slope))
+        if type(any_sde) is VP:
+            ts = timesteps.log_snr(any_sde, 20)
+            values = np.linspace(any_sde.log_snr(1.0), any_sde.log_snr(1e-5), 21)
+            exact = (np.sqrt(0.1**2 + 2 * 19.9 * np.logaddexp(0, -values)) - 0.1) / 19.9
+            np.testing.assert_allclose(ts, exact, atol=1e-14)
 
 
 def test_time_of_log_snr_has_the_derivative_of_the_inverse(any_sde):

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from score_jax.batches import as_precise
+from score_jax.batches import as_floating, as_precise
 
 __all__ = ["Sampler", "chain", "sample"]
 
@@ -86,12 +86,19 @@ def sample(
       all of `ts`, `[n + 1, batch, *event]`.
 
     Raises:
-      ValueError: if `ts` is not a vector of at least two times.
+      ValueError: if `ts` is not a vector of at least two times, or, outside `jit`, increases; if x is not floating
+        point, or the score has not its shape.
       FloatingPointError: if the states are not finite, naming the step; under `jit` they are returned as they are.
     """
-    x, ts = as_precise(x, x), as_precise(ts, x)
+    x = as_floating(x)
+    ts = as_precise(ts, x)
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts must be a vector of at least 2 times, but has shape {ts.shape}")
+
+    concrete = not isinstance(ts, jax.core.Tracer)
+    times = np.asarray(ts) if concrete else ts  # In numpy: under `jit` even constants would be traced.
+    if concrete and np.any(np.diff(times) > 0):
+        raise ValueError("ts must not increase: a sampler goes from noise to data, and `ode_encode` the other way")
 
     def body(carry, inputs):
         k, t, s = inputs
@@ -101,10 +108,8 @@ def sample(
     keys = jax.random.split(key, len(ts) - 1)
     (last, _), (finite, visited) = jax.lax.scan(body, (x, sampler.init(x, ts[0])), (keys, ts[:-1], ts[1:]))
     advice = "take more steps or another sampler"
-    if not isinstance(ts, jax.core.Tracer):
-        times = np.asarray(ts)  # In numpy: under `jit` even constants would be traced.
-        if times[-1] <= 0 or np.any(np.diff(times) > 0):
-            advice = "the times should be above 0 and not increase"
+    if concrete and not times[-1] > 0:
+        advice = "the times should be above 0"
     check_finite(finite, "step", advice=advice)
     return jnp.concatenate([x[None], visited]) if trajectory else last
 

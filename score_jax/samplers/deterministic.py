@@ -16,6 +16,7 @@ network at all points in parallel, and after k iterations the first k of them ar
 import jax
 import jax.numpy as jnp
 
+from score_jax.batches import call_score
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, no_state, root
 from score_jax.sde import SDE, ScoreFn, perturb, probability_flow_drift
@@ -47,7 +48,7 @@ def ddim(sde: SDE, score_fn: ScoreFn, *, eta: float = 0.0) -> Sampler:
         raise ValueError(f"ddim needs 0 <= eta <= 1, got {eta}")
 
     def step(key, x, t, s, state):
-        eps = -sde.sigma(t) * score_fn(x, t)
+        eps = -sde.sigma(t) * call_score(score_fn, x, t)
         x0 = (x - sde.sigma(t) * eps) / sde.alpha(t)
         variance = -(eta**2) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))  # in units of sigma_s^2
         if eta:
@@ -67,8 +68,8 @@ def heun(sde: SDE, score_fn: ScoreFn) -> Sampler:
     def step(key, x, t, s, state):
         alpha_t, alpha_s = sde.alpha(t), sde.alpha(s)
         y, dl = x / alpha_t, sde.sigma(s) / alpha_s - sde.sigma(t) / alpha_t
-        slope = -sde.sigma(t) * score_fn(x, t)
-        slope_s = -sde.sigma(s) * score_fn(alpha_s * (y + dl * slope), s)
+        slope = -sde.sigma(t) * call_score(score_fn, x, t)
+        slope_s = -sde.sigma(s) * call_score(score_fn, alpha_s * (y + dl * slope), s)
         return alpha_s * (y + 0.5 * dl * (slope + slope_s)), state
 
     return Sampler(no_state, step)
@@ -136,17 +137,17 @@ def picard(
 
         def iterate(carry):
             path, _, count = carry
-            eps = -sigma[:-1] * jax.vmap(score_fn)(path[:-1], ts[:-1])
+            eps = -sigma[:-1] * jax.vmap(lambda x, t: call_score(score_fn, x, t))(path[:-1], ts[:-1])
             y = jnp.concatenate([jnp.zeros_like(path[:1]), jnp.cumsum(dl * eps, axis=0)])
             new = alpha * (path[:1] / alpha[:1] + y)
             moved = ((new - path) / sigma) ** 2
-            change = jnp.sqrt(jnp.max(jnp.mean(moved.reshape(*moved.shape[:2], -1), axis=2)))
+            change = jnp.sqrt(jnp.max(jnp.mean(moved, axis=range(2, moved.ndim)), initial=0.0))
             return new, change, count + 1
 
         # The first guess: no noise is removed.
         start = jnp.broadcast_to(x[None], (num_points + 1, *x.shape)) * (alpha / alpha[:1])
         # Made from x, so that under `shard_map` it varies with the device, as the change will.
-        carry = start, jnp.max(jnp.full_like(x, jnp.inf)), 0
+        carry = start, jnp.max(jnp.full_like(x, jnp.inf), initial=0.0), 0
         path, _, _ = jax.lax.while_loop(lambda c: (c[1] > tolerance) & (c[2] < most), iterate, carry)
         return path[-1], state
 

@@ -31,9 +31,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from score_jax.batches import as_batch, as_floating, call_score, check_shape, expand, square
 from score_jax.divergence import Field
 from score_jax.samplers.base import Sampler, check_finite, no_state, root
-from score_jax.sde import SDE, ScoreFn, expand, square
+from score_jax.sde import SDE, ScoreFn
 
 __all__ = [
     "annealed_langevin",
@@ -64,8 +65,10 @@ def unadjusted_langevin(
       FloatingPointError: if the states diverge, naming the step; under `jit` they are returned as they are.
     """
 
+    x = as_floating(x)
+
     def body(x, k):
-        x = _move(x, fn(x), jax.random.normal(k, x.shape, x.dtype), step_size)
+        x = _move(x, check_shape(fn(x), x), jax.random.normal(k, x.shape, x.dtype), step_size)
         return x, (jnp.isfinite(x).all(), x if trajectory else None)
 
     last, (finite, visited) = jax.lax.scan(body, x, jax.random.split(key, num_steps))
@@ -138,6 +141,7 @@ def inpaint_langevin(
     Raises:
       ValueError: if the mask or the data do not fit `x`; else as `annealed_langevin`.
     """
+    x, observed = as_floating(x), as_floating(observed, "observed")
     check_mask(x, observed, mask)
     known = mask.astype(bool)
 
@@ -174,6 +178,7 @@ def _anneal(
         ladder = np.asarray(sigmas)  # In numpy: under `jit` even constants would be traced.
         if ladder.ndim != 1 or np.any(ladder <= 0) or np.any(np.diff(ladder) >= 0):
             raise ValueError(f"sigmas must be a vector of positive, decreasing noise levels, got {ladder}")
+    x = as_floating(x)
     sigmas = jnp.asarray(sigmas, x.dtype)
 
     def level(x, inputs):
@@ -183,7 +188,7 @@ def _anneal(
         def body(x, k):
             key_known, key_step = jax.random.split(k)
             x = impose(key_known, x, sigma)
-            x = _move(x, score_fn(x, sigma), jax.random.normal(key_step, x.shape, x.dtype), e)
+            x = _move(x, call_score(score_fn, x, sigma), jax.random.normal(key_step, x.shape, x.dtype), e)
             return x, jnp.isfinite(x).all()
 
         x, finite = jax.lax.scan(body, x, jax.random.split(k, num_steps))
@@ -192,7 +197,7 @@ def _anneal(
     last, (finite, visited) = jax.lax.scan(level, x, (jax.random.split(key, len(sigmas)), sigmas))
     check_finite(finite, "level", "step", advice="take a smaller step_size")
     if denoise:
-        last = last + sigmas[-1] ** 2 * score_fn(last, sigmas[-1])
+        last = last + sigmas[-1] ** 2 * call_score(score_fn, last, sigmas[-1])
     return jnp.concatenate([x[None], visited[:-1], last[None]]) if trajectory else last
 
 
@@ -250,10 +255,10 @@ def _corrector(
 
     def step(key, x, t, s, state):
         def once(x, k):
-            score, z = score_fn(x, s), jax.random.normal(k, x.shape, x.dtype)
+            score, z = call_score(score_fn, x, s), jax.random.normal(k, x.shape, x.dtype)
             return _move(x, score, z, size(score, z, s)), None
 
-        return jax.lax.scan(once, x, jax.random.split(key, num_steps))[0], state
+        return jax.lax.scan(once, as_batch(x), jax.random.split(key, num_steps))[0], state
 
     return Sampler(no_state, step)
 

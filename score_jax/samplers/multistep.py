@@ -18,7 +18,10 @@ which needs the moments of the weights,
     int_{-h}^0 a exp(a u) u^k du = -(-h)^k exp(-a h) - k/a int_{-h}^0 a exp(a u) u^(k-1) du,    (4)
     int_{-h}^0 u^k du = -(-h)^(k+1) / (k + 1).                              (5)
 
-a is 1 for Eq. 1, and more for its SDE (`dpm_solver_pp`).
+a is 1 for Eq. 1, and more for its SDE (`dpm_solver_pp`).  The published DPM-Solver++ of order 2 puts the polynomial's
+value at -h/2 for all of it, so that its moments are
+
+    (-h/2)^k int_{-h}^0 a exp(a u) du.                                      (6)
 
 The first steps have fewer values.  Where a step spans much of l, as the last one to almost no noise does, the
 polynomial extrapolates far beyond its values: the last step is of order 1, x_s close to E[x_0 | x_t].
@@ -35,6 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import call_score
 from score_jax.parameterization import tweedie
 from score_jax.samplers.base import Sampler, State, root
 from score_jax.sde import SDE, ScoreFn, probability_flow_drift
@@ -56,6 +60,7 @@ def dpm_solver_pp(
     eta: float = 0.0,
     corrector: bool = False,
     lower_order_final: bool = True,
+    solver_type: str = "heun",
 ) -> Sampler:
     """DPM-Solver++, multistep (Lu et al. 2022, Algorithm 2): Eq. 1, one evaluation a step.
 
@@ -67,13 +72,21 @@ def dpm_solver_pp(
       sde: the process.
       score_fn: `score_fn(x, t)`.
       order: of convergence, 1 to 3; 1 is DDIM.
-      eta: 0 for the probability-flow ODE, 1 for the reverse SDE (SDE-DPM-Solver++).
+      eta: 0 for the probability-flow ODE, 1 for the reverse SDE (SDE-DPM-Solver++); k-diffusion's `eta` is eta^2.
       corrector: take the last step again once its end is evaluated, one order higher (UniPC).
       lower_order_final: take the step that arrives at t_min with order 1.
+      solver_type: `heun` integrates the polynomial exactly; `midpoint` takes its value in the middle of the step for
+        all of it, which is the published Algorithm 2. Both names are diffusers' and k-diffusion's, both methods of
+        order 2, and on long steps they differ (Eq. 6).
 
     Raises:
-      ValueError: for another order, a negative `eta`, or a corrector of random steps.
+      ValueError: for another order, solver type, or a negative `eta`, for a corrector of random steps, and for
+        `midpoint` with order 3 or a corrector.
     """
+    if solver_type not in ("heun", "midpoint"):
+        raise ValueError(f"solver_type must be 'heun' or 'midpoint', got {solver_type!r}")
+    if solver_type == "midpoint" and (order > 2 or corrector):
+        raise ValueError("solver_type 'midpoint' is of order 2 at most and has no corrector: take 'heun'")
     if eta < 0 or (eta and corrector):
         raise ValueError(f"dpm_solver_pp needs eta >= 0, and 0 with a corrector, got {eta}")
     rate = 1 + eta**2
@@ -84,7 +97,8 @@ def dpm_solver_pp(
     def advance(key: Array, x: Array, t: Array, s: Array, u: Array, integrate: Integrate) -> Array:
         moments = [-jnp.expm1(rate * u)]  # Eq. 4.
         for k in (1, 2, 3):
-            moments.append(-(u**k) * jnp.exp(rate * u) - k / rate * moments[-1])
+            exact = -(u**k) * jnp.exp(rate * u) - k / rate * moments[-1]
+            moments.append(exact if solver_type == "heun" else (0.5 * u) ** k * moments[0])  # Eq. 6.
         x = sde.sigma(s) / sde.sigma(t) * jnp.exp((rate - 1) * u) * x + sde.alpha(s) * integrate(moments)
         if eta:
             spread = sde.sigma(s) * root(-jnp.expm1(2 * (rate - 1) * u))
@@ -98,16 +112,24 @@ def dpm_solver_pp(
 
 
 def unipc(sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: bool = True) -> Sampler:
-    """UniPC in data prediction (Zhao et al. 2023): `dpm_solver_pp` with the corrector, of order `order` + 1."""
+    """UniPC in data prediction (Zhao et al. 2023): `dpm_solver_pp` with the corrector, of order `order` + 1.
+
+    The weights solve the equations of the order exactly, and so do not depend on B(h).
+    The published code fixes at 1/2 the weight of the predictor of order 2 and that of the corrector of order 1.
+    """
     return dpm_solver_pp(sde, score_fn, order=order, corrector=True, lower_order_final=lower_order_final)
 
 
-def sde_dpm_solver_pp(sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: bool = True) -> Sampler:
+def sde_dpm_solver_pp(
+    sde: SDE, score_fn: ScoreFn, *, order: int = 2, lower_order_final: bool = True, solver_type: str = "heun"
+) -> Sampler:
     """SDE-DPM-Solver++ (Lu et al. 2022, Appendix A): `dpm_solver_pp` with the noise of the reverse SDE.
 
     The noise makes up for some of the network's errors.
     """
-    return dpm_solver_pp(sde, score_fn, order=order, eta=1.0, lower_order_final=lower_order_final)
+    return dpm_solver_pp(
+        sde, score_fn, order=order, eta=1.0, lower_order_final=lower_order_final, solver_type=solver_type
+    )
 
 
 def deis(
@@ -129,7 +151,7 @@ def deis(
         return sde.alpha(s) * (x / sde.alpha(t) + integrate(_moments(u)))
 
     def predict(x: Array, t: Array) -> Array:
-        return -sde.sigma(t) * score_fn(x, t)
+        return -sde.sigma(t) * call_score(score_fn, x, t)
 
     return _adams(sde, predict, rho, advance, order, corrector, lower_order_final)
 

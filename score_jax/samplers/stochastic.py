@@ -35,9 +35,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_jax.batches import as_batch, call_score, expand, square
 from score_jax.samplers.base import Sampler, no_state, root
 from score_jax.samplers.deterministic import ddim, heun
-from score_jax.sde import SDE, ScoreFn, expand, reverse_drift, square
+from score_jax.sde import SDE, ScoreFn, reverse_drift
 from score_jax.timesteps import time_of_log_snr
 
 __all__ = ["adaptive_sde", "ancestral", "consistency", "ddpm", "euler_maruyama", "reverse_diffusion", "stochastic_heun"]
@@ -63,7 +64,7 @@ def reverse_diffusion(sde: SDE, score_fn: ScoreFn) -> Sampler:
 
     def step(key, x, t, s, state):
         a, b = forward_kernel(sde, s, t)
-        return (2 - a) * x + b**2 * score_fn(x, t) + b * jax.random.normal(key, x.shape, x.dtype), state
+        return (2 - a) * x + b**2 * call_score(score_fn, x, t) + b * jax.random.normal(key, x.shape, x.dtype), state
 
     return Sampler(no_state, step)
 
@@ -90,7 +91,7 @@ def ancestral(sde: SDE, score_fn: ScoreFn, *, variance: str = "posterior") -> Sa
         if variance == "forward":
             std = forward_kernel(sde, s, t)[1]
         z = jax.random.normal(key, x.shape, x.dtype)
-        return ratio * x + gain * score_fn(x, t) + std * z, state
+        return ratio * x + gain * call_score(score_fn, x, t) + std * z, state
 
     return Sampler(no_state, step)
 
@@ -197,7 +198,7 @@ def adaptive_sde(
         # As published 0.01, but no further than the signal-to-noise ratio rises by a tenth: where the process is stiff
         # a longer one may be accepted by chance.
         tenth = t - time_of_log_snr(sde, sde.log_snr(t) + 0.1)
-        return jnp.full_like(square(x), jnp.minimum(0.01 * (sde.t_max - sde.t_min), tenth))
+        return jnp.full_like(square(as_batch(x)), jnp.minimum(0.01 * (sde.t_max - sde.t_min), tenth))
 
     def attempt(path: Callable[[Array], tuple[Array, Array]], s: Array, carry: Any) -> Any:
         x, previous, t, noise, h, count = carry
@@ -208,7 +209,7 @@ def adaptive_sde(
         first = _euler(sde, score_fn, x, x, t, t - arrived, z)
         second = 0.5 * (first + _euler(sde, score_fn, x, first, arrived, t - arrived, z))
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(first), jnp.abs(previous)))
-        error = jnp.sqrt(square((second - first) / scale) / x[0].size)
+        error = jnp.sqrt(square((second - first) / scale) / math.prod(x.shape[1:]))
         # An error that is not a number ends the example: its state says so.
         accept = ~(error > 1) & (left > 0)
         new, old = (second, first, arrived, (v, w_arrived)), (x, previous, t, noise)
@@ -231,7 +232,7 @@ def adaptive_sde(
         each = square(x)  # Numbers made from x vary with the device as x does, under `shard_map`.
         start = x, x, jnp.full_like(each, t), (jnp.zeros_like(each), jnp.zeros_like(x)), state, 0
         x, _, t, _, h, _ = jax.lax.while_loop(going, lambda carry: attempt(path, s, carry), start)
-        return jnp.where(expand(t > s, x), jnp.nan, x), h
+        return jnp.where(expand(t != s, x), jnp.nan, x), h
 
     return Sampler(init, step)
 
