@@ -54,10 +54,22 @@ SAMPLERS = {
     "DEIS 3": (sj.deis, 1, "quadratic"),
     "DPM-Solver++ 2S": (sj.dpm_solver_pp_singlestep, 2, "quadratic"),
     "DPM-Solver++ 2M": (sj.dpm_solver_pp, 1, "quadratic"),
+    "DPM-Solver++ 2M, midpoint": (functools.partial(sj.dpm_solver_pp, solver_type="midpoint"), 1, "quadratic"),
     "DPM-Solver++ 2M, learned grid": (sj.dpm_solver_pp, 1, "curvature"),
+    "DPM-Solver++ 2M, midpoint, learned grid": (
+        functools.partial(sj.dpm_solver_pp, solver_type="midpoint"),
+        1,
+        "curvature",
+    ),
     "DPM-Solver++ 3M, log-SNR": (functools.partial(sj.dpm_solver_pp, order=3), 1, "log_snr"),
     "DPM-Solver++ 2M SDE": (sj.sde_dpm_solver_pp, 1, "quadratic"),
+    "DPM-Solver++ 2M SDE, midpoint": (functools.partial(sj.sde_dpm_solver_pp, solver_type="midpoint"), 1, "quadratic"),
     "DPM-Solver++ 2M SDE, learned grid": (sj.sde_dpm_solver_pp, 1, "curvature"),
+    "DPM-Solver++ 2M SDE, midpoint, learned grid": (
+        functools.partial(sj.sde_dpm_solver_pp, solver_type="midpoint"),
+        1,
+        "curvature",
+    ),
     "UniPC": (sj.unipc, 1, "quadratic"),
     "UniPC, learned grid": (sj.unipc, 1, "curvature"),
 }

@@ -76,8 +76,9 @@ def dpm_solver_pp(
       corrector: take the last step again once its end is evaluated, one order higher (UniPC).
       lower_order_final: take the step that arrives at t_min with order 1.
       solver_type: `heun` integrates the polynomial exactly; `midpoint` takes its value in the middle of the step for
-        all of it, which is the published Algorithm 2. Both names are diffusers' and k-diffusion's, both methods of
-        order 2, and on long steps they differ (Eq. 6).
+        all of it, which is the published Algorithm 2 (Eq. 6). Both names are diffusers' and k-diffusion's, and both
+        methods of order 2. In few steps of the SDE `midpoint` erred by a third of `heun` with an exact score; of the
+        ODE `heun` erred as much or less (`benchmarks.solvers`).
 
     Raises:
       ValueError: for another order, solver type, or a negative `eta`, for a corrector of random steps, and for
