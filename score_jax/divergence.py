@@ -52,7 +52,7 @@ def exact_divergence(fn: Field, x: Array) -> tuple[Array, Array]:
     size = math.prod(x.shape[1:])
 
     def diagonal(i: Array) -> Array:
-        e = jnp.zeros((len(x), size), x.dtype).at[:, i].set(1.0)
+        e = jnp.zeros_like(x).reshape(len(x), size).at[:, i].set(1.0)
         return push(e.reshape(x.shape)).reshape(e.shape)[:, i]
 
     chunk = min(size, CHUNK) if len(x) else None  # `lax.map` divides by the size of what it makes.
