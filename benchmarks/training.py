@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from benchmarks import subjects
 from benchmarks.timing import alternate, ratio
 from score_jax import train
-from score_jax.workdir import MetricLog
+from score_jax.log import MetricLog
 
 
 def overhead(it: subjects.Subject, steps: int, rounds: int) -> dict[str, float]:
