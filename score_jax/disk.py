@@ -98,7 +98,7 @@ def read_yaml(file: pathlib.Path) -> dict[str, Any]:
         # Through JSON: neither dates nor cycles, and names that are words.
         content = json.loads(json.dumps(yaml.safe_load(file.read_bytes())))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())[:150]) from error
+        raise ValueError(" ".join(str(error).replace('"<byte string>", ', "").split())[:150]) from error
     if not isinstance(content, dict):
         raise ValueError("it is empty" if content is None else "it does not hold fields")
     return content

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from tensorboardX.proto import event_pb2
 from test_data import write_cifar
-from test_experiment import ROOT
+from test_experiment import ROOT, get_config, untrained
 
 from score_jax import data, disk, experiment, log, report, sample_files, workdir
 from score_jax.errors import UserError
@@ -82,6 +82,17 @@ def test_a_full_disk_is_one_line_while_preparing(small_disk, tmp_path):
     assert (code, len(lines)) == (1, 1), lines
     assert "error: cannot prepare 'cifar10'" in lines[0]
     assert "No space left on device" in lines[0]
+
+
+def test_a_full_disk_is_one_line_while_exporting(small_disk, capfd):
+    config = get_config("ddpm_digits")
+    config.network.update(features=4)
+    path = untrained(config, small_disk(3500) / "run")
+    small_disk(8)
+    capfd.readouterr()
+    with pytest.raises(UserError, match=r"cannot read or write .*: No space left on device \(free some space"):
+        experiment.run(config, "export", path)
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_training_goes_on_without_tensorboard(tmp_path, capsys):
