@@ -53,8 +53,16 @@ def compare(
 
     Returns:
       `{metric: {'generated': value, 'real': floor}}`, and N under `num_samples`.
+
+    Raises:
+      UserError: for fewer than 2 samples or 4 real examples.
     """
     n = min(len(generated), len(real) // 2)
+    if n < 2:
+        raise UserError(
+            "to compare takes at least 2 samples and 4 real examples, half of them for the floor, got "
+            f"{len(generated)} and {len(real)}"
+        )
     reference = features(real[:n])
     table: dict[str, dict[str, float]] = {"num_samples": {"generated": n, "real": n}}
     for column, samples in (("generated", generated[:n]), ("real", real[n : 2 * n])):

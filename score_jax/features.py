@@ -1,10 +1,5 @@
 """Features of images: networks that take them, their statistics, and what is measured by them.
 
-Images come a batch at a time and are let go of.  The mean m and covariance C of n features take in those of n' more,
-m' and C', by (Chan et al. 1979), with d = m' - m and N = n + n':
-
-    m + (n'/N) d    and    [(n - 1) C + (n' - 1) C' + (n n'/N) d d^T] / (N - 1)                                     (1)
-
 FID, sFID, KID and the Inception score are called so only where the network is Inception-v3.
 """
 
@@ -25,6 +20,7 @@ from tqdm import tqdm
 
 from score_jax import data, disk, metrics, pytorch, sharding, tensors
 from score_jax.errors import UserError
+from score_jax.metrics import Statistics
 from score_jax.networks.efficientnet import EfficientNetLite0
 from score_jax.networks.inception import Features, Inception
 from score_jax.pretrained.base import fill, named
@@ -57,23 +53,6 @@ class Extractor(NamedTuple):
 
     name: str
     apply: Callable[[np.ndarray], Features]
-
-
-class Statistics(NamedTuple):
-    """The mean `[d]` and covariance `[d, d]` of the features of `num_images` images, in float64."""
-
-    num_images: int
-    mean: np.ndarray
-    cov: np.ndarray
-
-    def update(self, x: np.ndarray) -> "Statistics":
-        """The statistics with those of more features `[n, d]` (Eq. 1)."""
-        x = x.astype(np.float64)
-        n, total, mean = len(x), self.num_images + len(x), x.mean(axis=0)
-        offset, x = mean - self.mean, x - mean
-        scatter = max(self.num_images - 1, 0) * self.cov + x.T @ x
-        scatter += (self.num_images * n / total) * np.outer(offset, offset)
-        return Statistics(total, self.mean + (n / total) * offset, scatter / max(total - 1, 1))
 
 
 class Seen(NamedTuple):
@@ -220,6 +199,9 @@ def extract(
       batches: of uint8 images `[b, h, w, c]`, grey or in colour; all as long as the first but the last.
       keep: whether to keep features and probabilities beside the statistics, up to those of 50,000 images.
       mesh: of the devices to divide the images over, if it is not one alone.
+
+    Raises:
+      UserError: if the features of an image are not finite.
     """
     pool = spatial = Statistics(0, np.zeros(()), np.zeros(()))
     kept: list[tuple[np.ndarray, ...]] = []
@@ -230,6 +212,9 @@ def extract(
         x = np.resize(images, (-(-size // multiple) * multiple, *images.shape[1:]))
         seen = extractor.apply(sharding.put(mesh, np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x))
         features = sharding.to_host(seen.pool)[:n]
+        if not (finite := np.isfinite(features).all(axis=1)).all():
+            number = pool.num_images + int(finite.argmin())
+            raise UserError(f"{extractor.name}: the features of image {number} are not finite: are its weights right?")
         pool = pool.update(features)
         if seen.spatial is not None:
             spatial = spatial.update(sharding.to_host(seen.spatial)[:n])
@@ -240,7 +225,15 @@ def extract(
 
 
 def compare(extractor: Extractor, reference: Seen, seen: Seen) -> dict[str, float]:
-    """Every metric of images against a reference of which at least the statistics are known."""
+    """Every metric of images against a reference of which at least the statistics are known.
+
+    Raises:
+      UserError: for fewer than 2 images.
+    """
+    for images in (seen, reference):
+        known = images is seen or images.features is not None  # A file of statistics may not say of how many.
+        if known and (n := images.pool.num_images) < 2:
+            raise UserError(f"{extractor.name}: to compare takes at least 2 images on either side, got {n}")
     published = extractor.name == "inception"
     suffix = f"_distance_{extractor.name}"
     frechet, kernel = ("fid", "kid") if published else (f"frechet{suffix}", f"kernel{suffix}")

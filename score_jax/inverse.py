@@ -24,6 +24,14 @@ or, as published (Algorithm 1 there), the state after each step from t to s of a
 
     x_s <- x_s - step_size grad_{x_t} |y - A m(x_t, t)|.                                                    (7)
 
+Data in a range have their posterior means in it, too.  An estimate need not: where the noise is large a network's J is
+neither symmetric nor positive (the data are x_t times 1/alpha, and so are its errors), the solution of Eq. 2 may be of
+any size, and from where it puts x_t the network knows no way back.  `bounds` clips
+
+    E[x_0 | x_t, y] = (x_t + sigma^2 grad log p(x_t | y)) / alpha            (8)
+
+to the range, at every evaluation; where it is inside already, nothing changes.
+
 On a step of ancestral sampling (6) acts as (7) with  step_size = scale alpha_s (1 - r),  r = SNR_t / SNR_s: the more
 steps, the less does each move, where (7) as often moves as far.
 """
@@ -42,10 +50,18 @@ from score_jax.sde import SDE, ScoreFn, dot, expand, square
 __all__ = ["dps", "dps_steps", "mmps", "pigdm"]
 
 Forward = Callable[[Array], Array]
+Bounds = tuple[float, float] | None
 
 
 def dps(
-    sde: SDE, score_fn: ScoreFn, y: Array, forward: Forward, *, noise_std: float | Array, scale: float | None = None
+    sde: SDE,
+    score_fn: ScoreFn,
+    y: Array,
+    forward: Forward,
+    *,
+    noise_std: float | Array,
+    scale: float | None = None,
+    bounds: Bounds = None,
 ) -> ScoreFn:
     """The posterior's score by diffusion posterior sampling (Chung et al. 2023): Eqs. 2 and 3, or 6.
 
@@ -60,6 +76,7 @@ def dps(
       noise_std: the standard deviation of the noise in `y`.
       scale: that of Eq. 6, which does not look at noise_std; None for Eq. 3.  The published step size is another,
         see `dps_steps`.
+      bounds: `(low, high)`, the range of the data, to which Eq. 8 is clipped; None for data without one.
 
     Raises:
       ValueError: if noise_std is negative, or zero without a scale; when called, if `y` does not fit.
@@ -74,7 +91,7 @@ def dps(
             return at.score + at.pull_back(at.transpose(at.residual / noise_std**2))
         return at.score + scale * expand(sde.alpha(t) / sde.sigma(t) ** 2, x) * _descent(at)
 
-    return posterior_score
+    return _within(sde, posterior_score, bounds)
 
 
 def dps_steps(
@@ -116,6 +133,7 @@ def pigdm(
     noise_std: float | Array,
     data_std: float | Array = 1.0,
     iterations: int = 5,
+    bounds: Bounds = None,
 ) -> ScoreFn:
     """The posterior's score by pseudoinverse guidance (Song et al. 2023): Eqs. 2 and 4.
 
@@ -128,6 +146,7 @@ def pigdm(
       data_std: that of the data, in each coordinate.
       iterations: of conjugate gradients on Eq. 2; one is enough where A A^T is the identity, and for a mask, whose
         A A^T is diag(mask), where y is 0 where it hides.
+      bounds: `(low, high)`, the range of the data, to which Eq. 8 is clipped; None for data without one.
 
     Raises:
       ValueError: if noise_std is negative; when called, if `y` does not fit.
@@ -136,17 +155,24 @@ def pigdm(
     def covariance(v: Array, push: Forward, t: Array) -> Array:
         return expand(posterior_variance(sde, t, data_std), v) * v
 
-    return _moment_matching(sde, score_fn, y, forward, noise_std, covariance, iterations)
+    return _within(sde, _moment_matching(sde, score_fn, y, forward, noise_std, covariance, iterations), bounds)
 
 
 def mmps(
-    sde: SDE, score_fn: ScoreFn, y: Array, forward: Forward, *, noise_std: float | Array, iterations: int = 2
+    sde: SDE,
+    score_fn: ScoreFn,
+    y: Array,
+    forward: Forward,
+    *,
+    noise_std: float | Array,
+    iterations: int = 2,
+    bounds: Bounds = None,
 ) -> ScoreFn:
     """The posterior's score by moment matching (Rozet et al. 2024): Eqs. 2 and 5.
 
     Each iteration costs a Jacobian-vector product of the score, the last step a vector-Jacobian product; the solution
-    is not differentiated.  The Jacobian of an exact score is symmetric and J positive; a network's are nearly so, and
-    with many iterations a few of its samples diverge.
+    is not differentiated.  The Jacobian of an exact score is symmetric and J positive; a network's is neither where the
+    noise is large, and without `bounds` a few of its samples diverge, the more the more iterations there are.
 
     Args:
       sde: the process.
@@ -155,6 +181,7 @@ def mmps(
       forward: A.
       noise_std: the standard deviation of the noise in `y`; may be 0.
       iterations: of conjugate gradients on Eq. 2.
+      bounds: `(low, high)`, the range of the data, to which Eq. 8 is clipped; None for data without one.
 
     Raises:
       ValueError: if noise_std is negative; when called, if `y` does not fit.
@@ -163,7 +190,7 @@ def mmps(
     def covariance(v: Array, push: Forward, t: Array) -> Array:
         return expand(sde.sigma(t) ** 2 / sde.alpha(t), v) * push(v)
 
-    return _moment_matching(sde, score_fn, y, forward, noise_std, covariance, iterations)
+    return _within(sde, _moment_matching(sde, score_fn, y, forward, noise_std, covariance, iterations), bounds)
 
 
 def _moment_matching(
@@ -187,6 +214,21 @@ def _moment_matching(
         return at.score + at.pull_back(at.transpose(_solve(product, at.residual, iterations, noise_std**2)))
 
     return posterior_score
+
+
+def _within(sde: SDE, score_fn: ScoreFn, bounds: Bounds) -> ScoreFn:
+    """The score whose posterior mean (Eq. 8) is clipped to the bounds, if there are any."""
+    if bounds is None:
+        return score_fn
+    low, high = bounds
+
+    def bounded(x: Array, t: Array) -> Array:
+        score = score_fn(x, t)
+        mean = tweedie(sde, lambda x, t: score, x, t)
+        clipped = (expand(sde.alpha(t), x) * jnp.clip(mean, low, high) - x) / expand(sde.sigma(t) ** 2, x)
+        return jnp.where((low <= mean) & (mean <= high), score, clipped)
+
+    return bounded
 
 
 def posterior_variance(sde: SDE, t: Array, data_std: float | Array) -> Array:

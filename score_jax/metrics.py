@@ -14,13 +14,20 @@ points inside the real manifold, and recall, the share of real points inside the
 being the union of balls to the k-th nearest neighbours (Kynkaanniemi et al. 2019); the sliced
 Wasserstein-2 distance (Bonneel et al. 2015); and the Inception score exp E KL(p(y|x) || p(y)) of any
 classifier (Salimans et al. 2016), as published the mean over ten parts.
+
+Images come a batch at a time and are let go of.  The mean m and covariance C of n features take in those of n' more,
+m' and C', by (Chan et al. 1979), with d = m' - m and N = n + n':
+
+    m + (n'/N) d    and    [(n - 1) C + (n' - 1) C' + (n n'/N) d d^T] / (N - 1)                                     (3)
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 __all__ = [
+    "Statistics",
     "classifier_score",
     "classifier_score_of_splits",
     "frechet_distance",
@@ -32,11 +39,33 @@ __all__ = [
 ]
 
 
+class Statistics(NamedTuple):
+    """The mean `[d]` and covariance `[d, d]` of the features of `num_images` images, in float64."""
+
+    num_images: int
+    mean: np.ndarray
+    cov: np.ndarray
+
+    def update(self, x: np.ndarray) -> "Statistics":
+        """The statistics with those of more features `[n, d]` (Eq. 3)."""
+        if len(x) == 0:
+            return self
+        x = x.astype(np.float64)
+        n, total, mean = len(x), self.num_images + len(x), x.mean(axis=0)
+        offset, x = mean - self.mean, x - mean
+        scatter = max(self.num_images - 1, 0) * self.cov + x.T @ x
+        scatter += (self.num_images * n / total) * np.outer(offset, offset)
+        return Statistics(total, self.mean + (n / total) * offset, scatter / max(total - 1, 1))
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The squared Frechet distance of Gaussians fitted to `a [n, d]` and `b [m, d]` (Eq. 1)."""
     a, b = _features(a, b)
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    return frechet_distance_of_gaussians(a.mean(0), cov_a, b.mean(0), cov_b)
+
+    def root(x: np.ndarray) -> np.ndarray:
+        return np.asarray(np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r"))
+
+    return _frechet(a.mean(0), b.mean(0), root(a), root(b))
 
 
 def frechet_distance_of_gaussians(
@@ -45,11 +74,23 @@ def frechet_distance_of_gaussians(
     """The squared Frechet distance of two Gaussians with means `[d]` and covariances `[d, d]` (Eq. 1)."""
     if not np.shape(cov_a) == np.shape(cov_b) == 2 * np.shape(mean_a) == 2 * np.shape(mean_b):
         raise ValueError(f"two means [d] and covariances [d, d] differ in d: {np.shape(mean_a)}, {np.shape(mean_b)}")
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # tr (C_a C_b)^(1/2) = tr (root C_b root)^(1/2), and that matrix is symmetric.
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    for part in (mean_a, cov_a, mean_b, cov_b):
+        if not np.isfinite(part).all():
+            raise ValueError("a mean or covariance of the features is not finite")
+
+    def root(cov: np.ndarray) -> np.ndarray:
+        values, vectors = np.linalg.eigh(cov)
+        # Of those that are 0 rounding leaves some 1e-16, whose root would count.
+        kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+        return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+
+    return _frechet(np.asarray(mean_a), np.asarray(mean_b), root(cov_a), root(cov_b))
+
+
+def _frechet(mean_a: np.ndarray, mean_b: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """Eq. 1 for C_1 = a^T a and C_2 = b^T b: tr (C_1 C_2)^(1/2) is the sum of the singular values of a b^T."""
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return float(max(np.sum((mean_a - mean_b) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * cross, 0.0))
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -115,7 +156,16 @@ def classifier_score(probabilities: np.ndarray) -> float:
 
 
 def classifier_score_of_splits(probabilities: np.ndarray, *, num_splits: int = 10) -> tuple[float, float]:
-    """The mean of `classifier_score` over consecutive parts, as the Inception score is published, and its deviation."""
+    """The mean of `classifier_score` over consecutive parts, as the Inception score is published, and its deviation.
+
+    Of fewer rows than parts it is the score of all, and the deviation 0.
+
+    Raises:
+      ValueError: if there are no rows.
+    """
+    if len(probabilities) == 0:
+        raise ValueError("a classifier's score needs at least one row of probabilities")
+    num_splits = num_splits if len(probabilities) >= num_splits else 1
     scores = [classifier_score(part) for part in np.array_split(probabilities, num_splits)]
     return float(np.mean(scores)), float(np.std(scores))
 
@@ -124,6 +174,9 @@ def _features(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features must be [n, d] and [m, d] with n, m >= 2, got {a.shape} and {b.shape}")
+    for name, x in (("first", a), ("second", b)):
+        if not (finite := np.isfinite(x).all(axis=1)).all():
+            raise ValueError(f"row {finite.argmin()} of the {name} set of features is not finite")
     return a, b
 
 

@@ -142,6 +142,17 @@ def test_images_against_data(tmp_path):
         compare(statistics=str(tmp_path / "none" / "train.npz"))
 
 
+def test_too_few_images_and_features_that_are_not_finite():
+    seen = features.extract(TOY, [images(4)])
+    assert seen.pool.update(np.zeros((0, 7))) is seen.pool
+    for reference, few in ((seen, features.extract(TOY, [images(1)])), (features.extract(TOY, [images(1)]), seen)):
+        with pytest.raises(UserError, match="toy: to compare takes at least 2 images on either side, got 1"):
+            features.compare(TOY, reference, few)
+    broken = TOY._replace(apply=lambda x: project(x)._replace(pool=project(x).pool.at[2].set(jnp.nan)))
+    with pytest.raises(UserError, match="toy: the features of image 6 are not finite"):
+        features.extract(broken, [images(3)[:2], images(2), images(3)])
+
+
 def test_the_names_of_publications_are_for_inception():
     seen = features.extract(TOY, batches(images(20), 8))
     row = features.compare(TOY._replace(name="inception"), seen, seen)

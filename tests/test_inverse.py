@@ -1,5 +1,7 @@
 """Inverse problems against posteriors in closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,6 +262,30 @@ def test_operators_do_what_they_say():
         operators.downsample(3)(x)
     with pytest.raises(ValueError, match="std > 0"):
         operators.blur(0.0)
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_bounds_of_the_posterior_mean(name):
+    """Wide ones change nothing, bit for bit; narrow ones clip E[x_0 | x_t, y], however wrong the score is."""
+    make = {"dps": sj.dps, "dps, scale": functools.partial(sj.dps, scale=1.0), "pigdm": sj.pigdm, "mmps": sj.mmps}[name]
+    prior, t = gaussian(CORRELATED), jnp.array([0.1, 0.5, 0.999])
+    x, y = jax.random.normal(jax.random.key(0), (3, 3)), jax.random.normal(jax.random.key(1), (3, 2))
+
+    @jax.jit
+    def both(skew):
+        def score_fn(x, t):
+            return prior.score_fn(SDE)(x, t) + x @ skew  # Its Jacobian is not symmetric, J not positive.
+
+        def mean(bounds):
+            score = make(SDE, score_fn, y, forward, noise_std=NOISE_STD, bounds=bounds)
+            return score(x, t), sj.tweedie(SDE, score, x, t)
+
+        return mean(None), mean((-1e30, 1e30)), mean((-1.0, 1.0))
+
+    (plain, free), (wide, _), (_, clipped) = both(1e3 * jax.random.normal(jax.random.key(2), (3, 3)))
+    np.testing.assert_array_equal(plain, wide)
+    assert float(jnp.abs(free).max()) > 100
+    np.testing.assert_allclose(clipped, jnp.clip(free, -1, 1), atol=0.02)  # x / alpha is 150 at t = 1, in float32.
 
 
 def test_wrong_arguments_are_named(mixture):

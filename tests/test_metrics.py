@@ -7,6 +7,7 @@ import scipy.spatial
 import scipy.special
 
 from score_jax import evaluate, metrics
+from score_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 
@@ -18,6 +19,34 @@ def test_frechet_distance_equals_its_definition():
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(ca + cb - 2 * root)
     assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_fewer_examples_than_features():
+    """Of a set and itself 0, and of a and 2 a, where (C_a C_b)^(1/2) = 2 C_a, |mean a|^2 + tr C_a."""
+    a = np.random.default_rng(1).standard_normal((20, 2048))
+    mean, cov = a.mean(0), np.cov(a[:, :500].T)
+    assert 0 <= metrics.frechet_distance(a, a) < 1e-9
+    assert metrics.frechet_distance(a, 2 * a) == pytest.approx(mean @ mean + a.var(0, ddof=1).sum(), rel=1e-10)
+    assert 0 <= metrics.frechet_distance_of_gaussians(mean[:500], cov, mean[:500], cov) < 1e-6
+
+
+def test_features_that_are_not_finite_are_named():
+    a, b = np.random.default_rng(1).standard_normal((2, 8, 3))
+    b[3, 1] = np.nan
+    for metric in (metrics.frechet_distance, metrics.kernel_distance, metrics.precision_recall):
+        with pytest.raises(ValueError, match="row 3 of the second set of features is not finite"):
+            metric(a, b)
+    with pytest.raises(ValueError, match="a mean or covariance of the features is not finite"):
+        metrics.frechet_distance_of_gaussians(a[0], np.eye(3), b[3], np.eye(3))
+
+
+def test_few_rows():
+    p = scipy.special.softmax(np.random.default_rng(1).standard_normal((8, 4)), axis=1)
+    assert metrics.classifier_score_of_splits(p) == (metrics.classifier_score(p), 0)
+    with pytest.raises(ValueError, match="at least one row"):
+        metrics.classifier_score_of_splits(p[:0])
+    with pytest.raises(UserError, match=r"at least 2 samples and 4 real examples, .* got 1 and 8"):
+        evaluate.compare(p[:1], p)
 
 
 def test_frechet_distance_of_gaussians():
