@@ -1,11 +1,16 @@
 """Train, sample and evaluate: python run.py --config=configs/vp_digits.py [--mode=train] [--config.a.b=value]."""
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What Ctrl-C does until `main` knows better: the imports take a while.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
+
 import importlib.util
 import inspect
-import os
 import pathlib
 import re
-import signal
 import sys
 import textwrap
 import traceback
@@ -180,12 +185,6 @@ def print_help(config: ConfigDict | None) -> None:
     table(fields(), 43)
 
 
-def interrupted(*_: object) -> None:
-    """What Ctrl-C does until `main` knows better."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
-
-
 def main(_: list[str]) -> None:
     from score_jax import experiment, processes  # Here, so that a typo in a flag is answered at once.
     from score_jax.errors import UserError
@@ -205,6 +204,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupted)
     app.run(main, flags_parser=parse)
