@@ -77,7 +77,7 @@ VALUES = {
     "sampling.sampler.order=7": "config.sampling.sampler: a multistep sampler has order 1, 2 or 3, got 7",
     "sampling.sampler.order=2.5": "config.sampling.sampler.order must be a whole number, 2 say, got 2.5",
     "sampling.sampler.order=None": "config.sampling.sampler.order must be a whole number, 2 say, got None",
-    "sampling.sampler.name=ddim sampling.sampler.eta=nan": "sampler.eta must be a finite number, got nan",
+    "sampling.sampler.name=ddim sampling.sampler.eta=nan": "sampler.eta must be a number, 0.0 say, got 'nan'",
     "sampling.sampler.name=ddim sampling.sampler.eta=2": "config.sampling.sampler: ddim needs 0 <= eta <= 1",
     "sampling.sampler.name=stochastic_heun sampling.sampler.noise_max=1e999": RIGHT,
     "sampling.sampler.name=stochastic_heun sampling.sampler.churn=-1": "needs churn >= 0",
@@ -85,8 +85,7 @@ VALUES = {
     "sampling.corrector.name=langevin_corrector sampling.corrector.num_steps=-1": "a Langevin corrector needs",
     "sampling.guidance.scale=nan": "config.sampling.guidance.scale must be a finite number, at least 0, got nan",
     "sampling.guidance.scale=-1": "config.sampling.guidance.scale must be a finite number, at least 0, got -1",
-    "sampling.guidance.interval=5": "config.sampling.guidance: interval needs t_low < t_high, got (5,)",
-    "sampling.guidance.interval=(nan,1)": "config.sampling.guidance: interval needs t_low < t_high",
+    "sampling.guidance.interval=5": "config.sampling.guidance.interval: nothing takes it: set",
     "sampling.grid=karas": "config.sampling.grid: unknown name 'karas'; did you mean 'karras'",
     "sampling.num_steps=0": "config.sampling.num_steps must be a whole number, at least 1",
     "sampling.step_size=big": "config.sampling.step_size must be 'auto' or a finite number, at least 0, got 'big'",
@@ -136,7 +135,15 @@ FLAGS = {
     (CONFIG, "--flagfile=/nothing/flags"): "Unable to open flagfile",
     (CONFIG, "--mode=train", "-mode", "sample"): RIGHT,
     ("--config=configs/toy2d.py", CONFIG): RIGHT,
-    (CONFIG, "--config.seed=1", "--config.seed=2"): RIGHT,
+    (CONFIG, "--config.seed=1", "--config.seed=0"): RIGHT,
+    (
+        "--config=configs/vp_digits_conditional.py",
+        "--config.sampling.guidance.interval=(nan,1)",
+    ): "config.sampling.guidance: interval needs t_low < t_high",
+    (
+        "--config=configs/vp_digits_conditional.py",
+        "--config.sampling.guidance.interval=5",
+    ): "config.sampling.guidance: interval needs t_low < t_high, got (5,)",
 }
 
 
