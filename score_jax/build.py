@@ -111,6 +111,8 @@ def make_network(config: ConfigDict) -> nn.Module:
     cls = lookup.choose({n: getattr(networks, n) for n in networks.__all__}, config.network.name, "config.network")
     if not 0 <= (rate := config.network.get("dropout", 0.0)) < 1:
         raise UserError(f"config.network.dropout must be at least 0 and less than 1, got {rate}")
+    if config.network.get("dtype") == "float16" and jax.default_backend() == "cpu":  # XLA has no attention in it there.
+        raise UserError("config.network.dtype: a CPU does not compute in 'float16': take 'bfloat16' or 'float32'")
     return lookup.call(cls, field="config.network", **lookup.fields(config.network))
 
 

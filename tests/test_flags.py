@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 import yaml
 from test_experiment import ROOT, get_config, tiny
@@ -148,10 +149,12 @@ def test_a_number_that_cannot_be_right_is_named_with_its_bounds(name):
         ({"network.multipliers": (1, 0)}, r"config\.network: UNet needs multipliers of at least 1, got \(1, 0\)"),
         ({"network.multipliers": ("two",)}, r"config\.network: UNet needs multipliers of at least 1, got \('two',\)"),
         ({"network.dtype": "float64"}, r"config\.network: unknown dtype 'float64'; there are float32, bfloat16"),
+        ({"network.dtype": "float16"}, r"config\.network\.dtype: a CPU does not compute in 'float16': take 'bfloat16'"),
         ({"data.dir": "s3://bucket"}, r"config\.data\.dir: 's3://bucket' is no path of this machine: mount it"),
     ],
 )
-def test_a_value_that_cannot_be_right_is_told(fields, words, tmp_path):
+def test_a_value_that_cannot_be_right_is_told(fields, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     config = tiny()
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=rf"^{words}[^\n]*$"):

@@ -72,6 +72,7 @@ VALUES = {
     "network.dropout=nan": "config.network.dropout must be",
     "network.dropout=-0.1": "config.network.dropout must be at least 0 and less than 1",
     "network.dtype=float64": "config.network: unknown dtype 'float64'; there are float32, bfloat16, float16",
+    "network.dtype=float16": "config.network.dtype: a CPU does not compute in 'float16'",
     "network.embedding=sine": "config.network: unknown embedding 'sine'",
     "sampling.sampler.name=huen": "config.sampling.sampler: unknown name 'huen'; did you mean 'heun'",
     "sampling.sampler.order=7": "config.sampling.sampler: a multistep sampler has order 1, 2 or 3, got 7",
