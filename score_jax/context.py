@@ -140,6 +140,11 @@ class Run:
 
     def check_sampling(self) -> None:
         config, sde = self.config, self.sampling_sde
+        for part in ("sampler", "corrector"):
+            if config.sampling[part].get("batch_averaged"):
+                raise UserError(
+                    f"config.sampling.{part}.batch_averaged: a sample does not depend on its batch here: leave it out"
+                )
         if config.sampling.guidance.name == "classifier_guidance":
             self.classes, self.classifier = self.load_classifier()
         score_fn = make_guided_score_fn(config, sde, self.network, None, jnp.zeros(1, jnp.int32), self.classifier)
@@ -216,14 +221,22 @@ class Run:
 
         return jax.jit(make, out_shardings=sharding.replicated(self.mesh))(params, self.classifier)
 
-    def draw(self, params: Any, classifier: Any, key: Array, y: Array, ts: Array) -> Array:
-        """Samples in the data's own range, `[len(y), ...]`; those of a longer y begin with the same."""
+    def draw(self, params: Any, classifier: Any, key: Array, numbers: Array, ts: Array) -> Array:
+        """The samples of these numbers `[n]`, each a function of its own number alone, in the data's own range.
+
+        They are drawn as batches of one: keys, step sizes and norms are each sample's own.
+        """
+        return jax.vmap(lambda number: self.draw_one(params, classifier, key, number, ts))(numbers)
+
+    def draw_one(self, params: Any, classifier: Any, key: Array, number: Array, ts: Array) -> Array:
+        """A sample; its label is number % classes."""
         config, sde = self.config, self.sampling_sde
+        y = jnp.reshape(number % (self.classes or 1), 1)
         score_fn = make_guided_score_fn(config, sde, self.network, params, y, classifier)
-        key_prior, key_steps = jax.random.split(key)
-        x = sample_prior(key_prior, sde, (len(y), *self.dataset.shape))
+        key_prior, key_steps = jax.random.split(jax.random.fold_in(key, number))
+        x = sample_prior(key_prior, sde, (1, *self.dataset.shape))
         x = samplers.sample(key_steps, make_sampler(config, sde, score_fn), x, ts)
-        return parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x
+        return (parameterization.tweedie(sde, score_fn, x, sde.t_min) if config.sampling.denoise else x)[0]
 
     @contextlib.contextmanager
     def samples(self, step: int, params: Any, num_samples: int) -> Iterator[np.ndarray]:
@@ -252,21 +265,21 @@ class Run:
         done = file.start(shape, np.uint8 if len(shape) == 4 else np.float32, what) if first else 0
         done = int(multihost_utils.broadcast_one_to_all(np.array(done)))
         parts = data.chunks(num_samples, config.sampling.batch_size, multiple=sharding.num_shards(self.mesh))
-        for i, (part, count) in enumerate(parts):
+        for part, count in parts:
             if part[0] >= done:
-                y = sharding.put(self.mesh, part % (self.classes or 1))
-                inputs = params, self.classifier, jax.random.fold_in(self.key_sample, i), y, ts
-                x = sharding.to_host(compiled(*inputs))[:count]
-                self.check_finite(x, inputs)
+                x = compiled(params, self.classifier, self.key_sample, sharding.put(self.mesh, part), ts)
+                x = sharding.to_host(x)[:count]
+                self.check_finite(x, part, params, ts)
                 if first:
                     file.append(data.to_uint8(x, centered=config.data.centered) if x.ndim == 4 else x)
         return file
 
-    def check_finite(self, x: np.ndarray, inputs: tuple) -> None:
-        if np.isfinite(x).all():
+    def check_finite(self, x: np.ndarray, numbers: np.ndarray, params: Any, ts: Array) -> None:
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+        if not bad.any():
             return
-        try:
-            self.draw(*inputs)  # Outside `jit` the loop knows where.
+        try:  # Outside `jit` the loop knows where.
+            self.draw_one(params, self.classifier, self.key_sample, jnp.asarray(numbers[bad.argmax()]), ts)
         except FloatingPointError as error:
             raise UserError(f"{error} (config.sampling)") from error
         raise UserError("the samples are not finite after the last, denoising step (config.sampling.denoise)")

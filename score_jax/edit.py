@@ -1,5 +1,6 @@
 """The modes that edit images: each shows the original, what was left of it, and what the model makes of that."""
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
 from score_jax import data, inverse, lookup, operators, parameterization, provenance, replacement, samplers
 from score_jax.build import make_guided_score_fn, make_sampler, open_data
@@ -20,8 +22,8 @@ from score_jax.sharding import num_shards, put, to_host
 
 __all__ = ["colorize", "inpaint", "interpolate", "restore"]
 
-# `edit(key, score_fn, x, ts) -> (degraded, restored)`, both in the shape of `x`.
-Edit = Callable[[Array, ScoreFn, Array, Array], tuple[Array, Array]]
+# `edit(key, score_fn, x, ts) -> (degraded, restored, misfit)` of a batch of one, the first two in the shape of `x`.
+Edit = Callable[[Array, ScoreFn, Array, Array], tuple[Array, Array, Array]]
 
 # What a mask hides, from the places in units of height and width.
 MASKS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
@@ -35,12 +37,12 @@ def inpaint(run: Run) -> None:
     """Hide a part of images and fill it in, with the sampler of the config (score_jax.replacement)."""
     sde, config, mask = run.sampling_sde, run.config, _mask(run)
 
-    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array]:
+    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array, Array]:
         key_prior, key = jax.random.split(key)
         sampler, start = make_sampler(config, sde, score_fn), sample_prior(key_prior, sde, x.shape)
         denoise = config.sampling.denoise
         restored = replacement.inpaint(key, sde, score_fn, sampler, start, ts, x, mask, denoise=denoise)
-        return jnp.where(mask, x, 0.0 if config.data.centered else 0.5), restored
+        return jnp.where(mask, x, 0.0 if config.data.centered else 0.5), restored, jnp.zeros(1)
 
     _edit(run, "inpaint", edit)
 
@@ -51,12 +53,12 @@ def colorize(run: Run) -> None:
     if channels == 1:
         raise UserError(f"--mode=colorize needs images in color, but those of {config.data.name!r} have one channel")
 
-    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array]:
+    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array, Array]:
         key_prior, key = jax.random.split(key)
         sampler, start = make_sampler(config, sde, score_fn), sample_prior(key_prior, sde, x.shape)
         denoise, grey = config.sampling.denoise, operators.decolorize()(x)
         restored = replacement.colorize(key, sde, score_fn, sampler, start, ts, grey, denoise=denoise)
-        return jnp.broadcast_to(grey, x.shape), restored
+        return jnp.broadcast_to(grey, x.shape), restored, jnp.zeros(1)
 
     _edit(run, "colorize", edit)
 
@@ -68,21 +70,24 @@ def restore(run: Run) -> None:
     field = "config.editing.method"
     method = lookup.find(inverse, editing.method.name, field, takes="sde, score_fn, y, forward")
 
-    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array]:
+    def edit(key: Array, score_fn: ScoreFn, x: Array, ts: Array) -> tuple[Array, Array, Array]:
         key_noise, key_prior, key = jax.random.split(key, 3)
         y = forward(x)
         y = y + editing.noise_std * jax.random.normal(key_noise, y.shape)
         if editing.operator.name == operators.mask.__name__:
             y = forward(y)  # What is hidden is not measured, and has no noise.
-        fields = {"noise_std": editing.noise_std, **lookup.fields(editing.method)}
+        fields = {"noise_std": editing.noise_std, "bounds": _range(config), **lookup.fields(editing.method)}
         score_fn = lookup.call(method, sde, score_fn, y, forward, field=field, **fields)
         start = sample_prior(key_prior, sde, x.shape)
         restored = samplers.sample(key, make_sampler(config, sde, score_fn), start, ts)
         if config.sampling.denoise:
             restored = parameterization.tweedie(sde, score_fn, restored, sde.t_min)
+        # Of a draw from the posterior y - A x has the law of the noise.
+        measured = forward(jnp.ones_like(x)) != 0
+        misfit = jnp.sqrt(jnp.mean((y - forward(restored)) ** 2, axis=(1, 2, 3), where=measured))
         for axis in (1, 2, 3):  # What is smaller is shown enlarged.
             y = jnp.repeat(y, x.shape[axis] // y.shape[axis], axis)
-        return y, restored
+        return y, restored, misfit
 
     _edit(run, "restore", edit)
 
@@ -125,27 +130,66 @@ def interpolate(run: Run) -> None:
 
 
 def _edit(run: Run, mode: str, edit: Edit) -> None:
-    """Edit the images of the config, a batch at a time, and write before and after."""
+    """Edit the images of the config, each with a key of its own, and write before and after."""
     config = run.config
     step, state = run.restore()
     images, labels = _images(run)
 
-    @jax.jit
-    def compiled(params: Any, classifier: Any, key: Array, x: Array, y: Array, ts: Array) -> tuple[Array, Array]:
-        score_fn = make_guided_score_fn(config, run.sampling_sde, run.network, params, y, classifier)
-        return edit(key, score_fn, x, ts)
+    def one(params: Any, classifier: Any, key: Array, ts: Array, number: Array, x: Array, y: Array) -> Any:
+        score_fn = make_guided_score_fn(config, run.sampling_sde, run.network, params, y[None], classifier)
+        return jax.tree.map(lambda a: a[0], edit(jax.random.fold_in(key, number), score_fn, x[None], ts))
 
+    compiled = jax.jit(jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0)))
     x = data.to_float(images, centered=config.data.centered)
     ts, chunks = run.grid(state.ema), []
-    for i, (part, count) in enumerate(data.chunks(len(x), config.sampling.batch_size, multiple=num_shards(run.mesh))):
-        inputs = put(run.mesh, (x[part], labels[part]))
-        pair = compiled(state.ema, run.classifier, jax.random.fold_in(run.key_sample, i), *inputs, ts)
-        chunks.append([to_host(images)[:count] for images in pair])
-    degraded, restored = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
-    if not np.isfinite(restored).all():
-        raise UserError(f"{mode}: the images are not finite: take more config.sampling.num_steps")
+    for part, count in data.chunks(len(x), config.sampling.batch_size, multiple=num_shards(run.mesh)):
+        inputs = put(run.mesh, (part, x[part], labels[part]))
+        chunks.append([to_host(a)[:count] for a in compiled(state.ema, run.classifier, run.key_sample, ts, *inputs)])
+    degraded, restored, misfit = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    _count_failures(run, mode, step, restored, misfit)
     shown = {"original": x, "degraded": degraded, "restored": restored}
     _show(run, mode, step, shown)
+
+
+def _count_failures(run: Run, mode: str, step: int, restored: np.ndarray, misfit: np.ndarray) -> None:
+    """Say, and write to `<mode>.json`, how many images do not fit their measurement or left the range of the data.
+
+    Args:
+      run: of the images.
+      mode: what made them.
+      step: of the network.
+      restored: what it made, `[n, ...]`.
+      misfit: the root mean square of y - A x, `[n]`.
+
+    Raises:
+      UserError: if some are not finite.
+    """
+    (low, high), noise_std, n = _range(run.config), run.config.editing.noise_std, len(restored)
+    flat = restored.reshape(n, -1)
+    if lost := int((~np.isfinite(flat)).any(axis=1).sum()):
+        raise UserError(f"{mode}: {lost} of {n} images are not finite: take more config.sampling.num_steps")
+    width, most = high - low, 2 * max(noise_std, 0.01 * (high - low))
+    outside = (flat < low - width / 2) | (flat > high + width / 2)
+    numbers: dict[str, float] = {"step": step, "images": n, "off_range": int(outside.any(axis=1).sum())}
+    if mode == restore.__name__:
+        numbers |= {"median_misfit": float(np.median(misfit)), "misfits": int((misfit > most).sum())}
+    if jax.process_index() == 0:
+        (run.workdir / f"{mode}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    if numbers.get("misfits"):
+        print(
+            f"{mode}: {numbers['misfits']} of {n} images do not fit their measurements: |y - A x| is above {most:.3g}, "
+            f"root mean square, for config.editing.noise_std={noise_std:.3g}; take more config.sampling.num_steps"
+        )
+    if numbers["off_range"]:
+        print(
+            f"{mode}: {numbers['off_range']} of {n} images leave the range of the data, [{low:g}, {high:g}], by more "
+            "than half its width; take more config.sampling.num_steps"
+        )
+
+
+def _range(config: ConfigDict) -> tuple[float, float]:
+    """That of the data."""
+    return (-1.0 if config.data.centered else 0.0), 1.0
 
 
 def _show(run: Run, mode: str, step: int, images: dict[str, np.ndarray]) -> None:

@@ -177,7 +177,7 @@ def likelihood(
     from score_jax.ode import SolverError
 
     bits, num_evaluations = [], []
-    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size, mesh)):
+    for i, (_, x, y, count) in enumerate(_batches(dataset, num_images, batch_size, mesh)):
         try:
             result = bits_per_dim(
                 jax.random.fold_in(key, i),
@@ -284,25 +284,28 @@ def accuracy(
     times = jnp.linspace(sde.t_min, sde.t_max, 5)
 
     @jax.jit
-    def right(logits_fn: Callable, key: Array, x: Array, y: Array) -> Array:
+    def right(logits_fn: Callable, key: Array, numbers: Array, x: Array, y: Array) -> Array:
+        def draw(number: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, number), x.shape[1:])
+
         def at(t: Array) -> Array:
-            return logits_fn(perturb(sde, x, jax.random.normal(key, x.shape), t), t).argmax(axis=1) == y
+            return logits_fn(perturb(sde, x, jax.vmap(draw)(numbers), t), t).argmax(axis=1) == y
 
         return jax.lax.map(at, times)
 
     found = []
-    for i, (x, y, count) in enumerate(_batches(dataset, num_images, batch_size, mesh)):
+    for numbers, x, y, count in _batches(dataset, num_images, batch_size, mesh):
         x = data.to_float(x, centered=centered)
-        found.append(sharding.to_host(right(logits_fn, jax.random.fold_in(key, i), x, y))[:, :count])
+        found.append(sharding.to_host(right(logits_fn, key, numbers, x, y))[:, :count])
     shares = np.concatenate(found, axis=1).mean(axis=1)
     return {f"accuracy_at_{t:.2g}": float(share) for t, share in zip(times, shares, strict=True)}
 
 
 def _batches(
     dataset: data.Dataset, num_images: int, batch_size: int, mesh: Mesh | None
-) -> Iterator[tuple[Array, Array, int]]:
-    """Raw images chosen at random, but always the same, their labels, and how many of the batch count."""
+) -> Iterator[tuple[Array, Array, Array, int]]:
+    """The numbers of images chosen at random, but always the same, these images, labels, and how many count."""
     chosen = np.random.default_rng(0).permutation(dataset.size)[:num_images]
     parts = data.chunks(len(chosen), batch_size, multiple=sharding.num_shards(mesh))
     for part, count in tqdm(parts, unit="batch", disable=None):
-        yield *sharding.put(mesh, dataset.read(chosen[part])), count
+        yield *sharding.put(mesh, (part, *dataset.read(chosen[part]))), count

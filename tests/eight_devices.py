@@ -64,9 +64,9 @@ def test_eight_devices_sample_as_one_does(workdirs):
     for name, mesh in MESHES.items():
         run = experiment.Run(config_on(mesh), workdirs / name)
         params = jax.device_put(params, run.shardings.ema)
-        y = sharding.put(run.mesh, np.zeros(16, np.int32))
+        numbers = sharding.put(run.mesh, np.arange(16))
         draw = jax.jit(run.draw, out_shardings=sharding.of_batch(run.mesh))
-        drawn.append(draw(params, None, run.key_sample, y, run.grid(params)))
+        drawn.append(draw(params, None, run.key_sample, numbers, run.grid(params)))
         assert len(drawn[-1].sharding.device_set) == run.mesh.size
     np.testing.assert_allclose(*map(np.asarray, drawn), atol=1e-3)
 

@@ -1,11 +1,13 @@
 """The modes that edit images, on a network before training: files, known pixels, mistakes in one line."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_experiment import tiny, untrained
 
-from score_jax import data, edit, experiment, ode
+from score_jax import data, edit, experiment, ode, report
 from score_jax.errors import UserError
 
 
@@ -68,6 +70,36 @@ def test_restoring(trained, operator, method):
         # Noise 0.2 in squares of 2 x 2: uint8 clips some of it.
         noise = (data.to_float(degraded, centered=True) - means)[np.abs(means) < 0.5]
         assert 0.12 < noise.std() < 0.28
+
+
+def test_what_restores_badly_is_counted(trained, capsys):
+    """A fresh network knows nothing of digits: exact conjugate gradients still fit, two iterations may not."""
+    edited(trained, "restore", noise_std=0.1)
+    numbers = json.loads((trained / "restore.json").read_text())
+    assert (numbers["images"], numbers["step"], numbers["off_range"]) == (5, 6, 0)
+    run, printed = experiment.Run(tiny(), trained), capsys.readouterr().out
+    assert ("do not fit their measurements" in printed) == (numbers["misfits"] > 0)
+    restored = np.zeros((4, 8, 8, 1))
+    restored[1, 0, 0] = 2.1
+    edit._count_failures(run, "restore", 6, restored, np.array([0.1, 0.19, 0.21, 7.0]))
+    printed = capsys.readouterr().out
+    assert "restore: 2 of 4 images do not fit their measurements: |y - A x| is above 0.2, root mean square" in printed
+    assert "restore: 1 of 4 images leave the range of the data, [-1, 1]" in printed
+    assert "misfits" in report.write_report(trained).read_text()
+    restored[2] = np.nan
+    with pytest.raises(UserError, match="restore: 1 of 4 images are not finite"):
+        edit._count_failures(run, "restore", 6, restored, np.ones(4))
+
+
+@pytest.mark.parametrize("mode", ["inpaint", "restore"])
+def test_an_image_is_edited_alike_in_any_batch(trained, mode):
+    found = []
+    for size in (5, 2):
+        config = tiny()
+        config.sampling.batch_size = size
+        experiment.run(config, mode, trained)
+        found.append(np.load(trained / f"samples/{mode}_6.npz")["restored"].astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 1
 
 
 def test_color(trained, tmp_path):
