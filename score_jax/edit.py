@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_jax import data, inverse, lookup, operators, parameterization, provenance, replacement, samplers
+from score_jax import data, disk, inverse, lookup, operators, parameterization, provenance, replacement, samplers
 from score_jax.build import make_guided_score_fn, make_sampler, open_data
 from score_jax.context import Run
 from score_jax.errors import UserError, nearest
@@ -174,7 +174,7 @@ def _count_failures(run: Run, mode: str, step: int, restored: np.ndarray, misfit
     if mode == restore.__name__:
         numbers |= {"median_misfit": float(np.median(misfit)), "misfits": int((misfit > most).sum())}
     if jax.process_index() == 0:
-        (run.workdir / f"{mode}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        disk.replace(run.workdir / f"{mode}.json", json.dumps(numbers, indent=1) + "\n")
     if numbers.get("misfits"):
         print(
             f"{mode}: {numbers['misfits']} of {n} images do not fit their measurements: |y - A x| is above {most:.3g}, "

@@ -19,6 +19,8 @@ __all__ = ["image_grid", "save_picture", "save_png", "side_by_side", "write_repo
 
 MADE = "made by"  # The text of a PNG that tells what made it.
 
+TABLES = "evaluation", "likelihood", "accuracy", "restore", "inpaint", "colorize"
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; }
@@ -181,7 +183,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     What is damaged is left out, and that is printed.
     """
     parts = [f"<h1>{html.escape(workdir.absolute().name)}</h1>", _metrics(workdir / "metrics.jsonl")]
-    sources = [(_table, workdir / f"{name}.json") for name in ("evaluation", "likelihood", "accuracy")]
+    sources = [(_table, workdir / f"{name}.json") for name in TABLES]
     sources += [(_picture, path) for path in _pictures(workdir / "samples")]
     sources += [(_changes, workdir / "changes.jsonl")]
     for make, path in sources:
