@@ -144,7 +144,7 @@ def test_samples_survive_a_kill(tmp_path, capsys):
 
     run.draw = counting
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "check_finite", lambda x, inputs: 1 / 0 if run.last else setattr(run, "last", True))
+        patch.setattr(run, "check_finite", lambda *_: 1 / 0 if run.last else setattr(run, "last", True))
         run.last = False
         with pytest.raises(ZeroDivisionError), run.samples(6, params, 12):
             pass
