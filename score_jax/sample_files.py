@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from score_jax import data, disk, provenance, report
-from score_jax.workdir import read_config
 
 __all__ = ["SampleFile", "save_edits", "save_samples"]
 
@@ -101,20 +100,21 @@ def save_samples(
 ) -> pathlib.Path:
     """Write `samples/step_<N>.npz` (`arr_0`, images as uint8; `made`, JSON) and `.png`; returns the picture's path.
 
-    What is made by another sampler or guidance than that of the config on record goes to `step_<N>_<variant>`, and if
-    such samples are at `step_<N>`, they get that name: nothing is overwritten but by the same.
+    Samples of that step by another sampler or guidance are kept: they become `step_<N>_<sampler>_<steps>_<hash>`.
     """
-    made = provenance.of_samples(config, step, pretrained)
-    usual = provenance.of_samples(read_config(path), step, pretrained)
-    stem = path / "samples" / f"step_{step}"
-    if made != usual:
-        stem = stem.with_name(f"{stem.name}_{provenance.variant(made)}")
-    elif (old := _made(stem.with_suffix(".npz"))) not in (None, made):
-        for suffix in (".npz", ".png"):
+    made, stem = provenance.of_samples(config, step, pretrained), path / "samples" / f"step_{step}"
+
+    def kept(made: dict[str, Any], suffix: str) -> pathlib.Path:
+        return stem.with_name(f"{stem.name}_{provenance.variant(made)}{suffix}")
+
+    before = _made(stem.with_suffix(".npz"))
+    for suffix in (".npz", ".png"):
+        kept(made, suffix).unlink(missing_ok=True)  # They are made anew.
+        if before not in (None, made):
             with contextlib.suppress(FileNotFoundError):
-                stem.with_suffix(suffix).rename(stem.with_name(f"{stem.name}_{provenance.variant(old)}{suffix}"))
+                stem.with_suffix(suffix).rename(kept(before, suffix))
     text = json.dumps(made)
-    npz, png = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".npz", ".png"))
+    npz, png = (stem.with_suffix(suffix) for suffix in (".npz", ".png"))
     with disk.writing(npz) as file:
         np.savez_compressed(file, samples, made=np.array(text))
     with disk.writing(png) as file:
