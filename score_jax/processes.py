@@ -253,9 +253,10 @@ def termination() -> Iterator[Callable[[int], bool]]:
         yield lambda step: False  # Signals are the main thread's.
         return
     told, interrupts, several = threading.Event(), itertools.count(), jax.process_count() > 1
+    listening = bool(_acts)  # Then `act` ends the process, and an exception here would only be a traceback beside it.
 
     def ask(signum: int, frame: object) -> None:
-        if signum == signal.SIGINT and told.is_set():
+        if signum == signal.SIGINT and told.is_set() and not listening:
             raise KeyboardInterrupt
         told.set()
         if several:

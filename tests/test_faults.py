@@ -36,9 +36,13 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(tmp_path):
     def drawn():
         return json.loads(partial.read_text())["done"] if partial.exists() else 0
 
+    def heed():  # Where the tests run in the background they ignore these, and so would a process of theirs.
+        for asking in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(asking, signal.SIG_DFL)
+
     def asked(num_steps, until, signum, *, insisting=False):
         command = [sys.executable, "run.py", *TOY, f"--config.training.num_steps={num_steps}"]
-        options = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        options = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
         process, deadline = subprocess.Popen([*command, f"--workdir={tmp_path / 'run'}"], **options), time.time() + 200
         while not until() and process.poll() is None and time.time() < deadline:
             time.sleep(0.01)
@@ -46,7 +50,10 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(tmp_path):
         while insisting and process.poll() is None:
             time.sleep(0.05)
             process.send_signal(signum)
-        return process.communicate(timeout=100)[0], process.returncode
+        try:
+            return process.communicate(timeout=100)[0], process.returncode
+        finally:
+            process.kill()
 
     output, code = asked(1_000_000, lambda: lines() > 3, signal.SIGHUP)
     (step,) = (int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
