@@ -7,6 +7,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # What Ctrl-C does until `main` knows better: the imports take a while.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
+import difflib
 import importlib.util
 import inspect
 import pathlib
@@ -58,15 +59,17 @@ def load(path: str, word: list[str]) -> ConfigDict:
     if not (file := pathlib.Path(path)).is_file() or file.suffix != ".py":
         wrong = "is a directory" if file.is_dir() else "is no Python file" if file.exists() else "does not exist"
         sys.exit(f"error: --config: {path!r} {wrong}: name an experiment, --config=configs/vp_digits.py say")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("config_of_this_run", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # Dataclasses look there.
     try:
         spec.loader.exec_module(module)
         if not callable(get_config := getattr(module, "get_config", None)):
             sys.exit(f"error: --config: {path} has no function get_config, which returns the experiment")
         parameters = inspect.signature(get_config).parameters.values()
-        least = sum(p.default is p.empty for p in parameters)
-        if not least <= len(word) <= len(parameters):
+        more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        least = sum(p.default is p.empty for p in places)
+        if not least <= len(word) <= (len(places) or more):
             wanted = f"needs a word behind a colon, {path}:WORD" if least else "takes no word behind a colon"
             sys.exit(f"error: --config: {path} {wanted}: {inspect.getdoc(module) or 'see there'}".splitlines()[0])
         config = get_config(*word)
@@ -83,16 +86,16 @@ def load(path: str, word: list[str]) -> ConfigDict:
 
 
 def check_names(path: str, config: ConfigDict) -> None:
-    """End if a file lacks a field or has one that nothing reads."""
+    """End if a file lacks a field, but for arguments, or has one that is nearly another's name."""
     known, names = FIELDS.keys() | CHOSEN.keys(), dict(flat(config.to_dict()))
+    arguments = tuple(f"{part}." for part in (*OPEN, "mesh", "distributed"))
     for name in (*FIELDS, *CHOSEN):
-        if name not in names:
+        if name not in names and (name.endswith(".name") or not name.startswith(arguments)):
             sys.exit(f"error: --config: {path} has no config.{name}: begin with configs.base.base()")
-    for name in names:
-        if name not in known and not name.startswith(tuple(f"{part}." for part in OPEN)):
-            from score_jax.errors import nearest
-
-            sys.exit(f"error: --config: {path} sets config.{name}, which is no field{nearest(name, known)}")
+    for name in names.keys() - known:  # People keep fields of their own there.
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near and not name.startswith(arguments):
+            sys.exit(f"error: --config: {path} sets config.{name}, which is no field; did you mean {near[0]!r}?")
 
 
 def flat(node: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -113,6 +113,8 @@ def told(error: OSError, path: pathlib.Path) -> UserError:
     """
     if not error.errno:
         raise error
+    if isinstance(error, BrokenPipeError):
+        return UserError("who reads what is printed here has ended; what was finished is saved")
     name = path if error.filename is None else os.fsdecode(error.filename)
     hint = f" ({HELP_BY_NUMBER[error.errno]})" if error.errno in HELP_BY_NUMBER else ""
     return UserError(f"cannot read or write {name}: {error.strerror}{hint}")

@@ -215,13 +215,13 @@ def _numbers(table: dict[str, float]) -> str:
 
 
 def _write(run: Run, name: str, table: dict[str, Any], text: str, made: dict[str, Any]) -> None:
-    """Print a table, and write it and, beside it, what made it, which is never that of another table."""
-    print(text)
+    """Write a table and, beside it, what made it, which is never that of another table; and print it."""
     if jax.process_index() == 0:
         caption = run.workdir / f"{name}.made.json"
         caption.unlink(missing_ok=True)
         disk.replace(run.workdir / f"{name}.json", json.dumps(table, indent=1) + "\n")
         disk.replace(caption, json.dumps(made, indent=1) + "\n")
+    print(text)
 
 
 def _likelihood(run: Run) -> None:

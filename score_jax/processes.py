@@ -90,7 +90,8 @@ def together(facts: dict[str, Any]) -> Iterator[None]:
         hearing.join()
     except Exception as error:  # Whatever ends this process leaves the others waiting for it.
         line = " ".join(str(error).split())
-        if COLLECTIVE.search(line):
+        own = isinstance(error, UserError) and isinstance(error.__cause__, OSError | None)  # Whatever its words are.
+        if COLLECTIVE.search(line) and not own:
             time.sleep(3)  # Who ended may have told why, and then `_hear` or `_aborted` does.
             end(f"error: another process of this run ended, or cannot be reached ({line[:200]}): {AGAIN}")
         if not isinstance(error, UserError):

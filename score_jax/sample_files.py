@@ -8,6 +8,7 @@ import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -100,26 +101,34 @@ def save_samples(
 ) -> pathlib.Path:
     """Write `samples/step_<N>.npz` (`arr_0`, images as uint8; `made`, JSON) and `.png`; returns the picture's path.
 
-    Samples of that step by another sampler or guidance are kept: they become `step_<N>_<sampler>_<steps>_<hash>`.
+    Samples of that step that something else made are kept: they become `step_<N>_<sampler>_<steps>_<hash>`.
     """
-    made, stem = provenance.of_samples(config, step, pretrained), path / "samples" / f"step_{step}"
+    made = {"samples": len(samples), **provenance.of_samples(config, step, pretrained)}
+    text = json.dumps(made)
+    with _newest(path / "samples" / f"step_{step}", made) as (npz, png):
+        with disk.writing(npz) as file:
+            np.savez_compressed(file, samples, made=np.array(text))
+        with disk.writing(png) as file:
+            report.save_picture(file, samples, made=text)
+    return png
 
-    def kept(made: dict[str, Any], suffix: str) -> pathlib.Path:
-        return stem.with_name(f"{stem.name}_{provenance.variant(made)}{suffix}")
 
-    before = _made(stem.with_suffix(".npz"))
-    for suffix in (".npz", ".png"):
-        kept(made, suffix).unlink(missing_ok=True)  # They are made anew.
+@contextlib.contextmanager
+def _newest(stem: pathlib.Path, made: dict[str, Any]) -> Iterator[list[pathlib.Path]]:
+    """Where to write what is newest, `.npz` and `.png`; what something else made there before gets another name."""
+
+    def kept(made: dict[str, Any], file: pathlib.Path) -> pathlib.Path:
+        return stem.with_name(f"{stem.name}_{provenance.variant(made)}{file.suffix}")
+
+    files = [stem.with_suffix(suffix) for suffix in (".npz", ".png")]
+    before = _made(files[0])
+    for file in files:
         if before not in (None, made):
             with contextlib.suppress(FileNotFoundError):
-                stem.with_suffix(suffix).rename(kept(before, suffix))
-    text = json.dumps(made)
-    npz, png = (stem.with_suffix(suffix) for suffix in (".npz", ".png"))
-    with disk.writing(npz) as file:
-        np.savez_compressed(file, samples, made=np.array(text))
-    with disk.writing(png) as file:
-        report.save_picture(file, samples, made=text)
-    return png
+                file.rename(kept(before, file))
+    yield files
+    for file in files:
+        kept(made, file).unlink(missing_ok=True)  # It was made anew.
 
 
 def _made(file: pathlib.Path) -> dict[str, Any] | None:
@@ -127,7 +136,7 @@ def _made(file: pathlib.Path) -> dict[str, Any] | None:
     try:
         with np.load(file) as arrays:
             made = json.loads(str(arrays["made"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # There is none, or it is damaged, or older than that.
     return made if isinstance(made, dict) else None
 
@@ -141,11 +150,15 @@ def save_edits(
     centered: bool,
     made: dict[str, Any],
 ) -> pathlib.Path:
-    """Write `samples/<mode>_<N>.npz`, uint8 images by name, and `.png`, those of a row together; returns its path."""
+    """Write `samples/<mode>_<N>.npz`, uint8 images by name, and `.png`, those of a row together; returns its path.
+
+    As in `save_samples` nothing is lost that was made in another way.
+    """
     stored: dict[str, Any] = {name: data.to_uint8(x, centered=centered) for name, x in images.items()}
-    stem = path / "samples" / f"{mode}_{step}"
-    with disk.writing(stem.with_suffix(".npz")) as file:
-        np.savez_compressed(file, **stored)
-    with disk.writing(stem.with_suffix(".png")) as file:
-        report.save_png(file, report.side_by_side(stored), made=json.dumps(made))
-    return stem.with_suffix(".png")
+    text = json.dumps(made)
+    with _newest(path / "samples" / f"{mode}_{step}", made) as (npz, png):
+        with disk.writing(npz) as file:
+            np.savez_compressed(file, **stored, made=np.array(text))
+        with disk.writing(png) as file:
+            report.save_png(file, report.side_by_side(stored), made=text)
+    return png

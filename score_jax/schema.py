@@ -31,10 +31,10 @@ class Number(NamedTuple):
     above: float = -math.inf
     below: float = math.inf
     infinite: bool = False
-    words: tuple[str, ...] = ()
+    words: tuple[str | None, ...] = ()
 
     def allows(self, value: Any) -> bool:
-        if isinstance(value, str):
+        if value is None or isinstance(value, str):
             return value in self.words
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
             return False
@@ -59,8 +59,8 @@ NUMBERS = {
     "mesh.tensor": Number(int, least=-1),
     "distributed.num_processes": NATURAL,
     "distributed.process_id": NATURAL,
-    "data.image_size": NATURAL,
-    "data.crop": NATURAL,
+    "data.image_size": NATURAL._replace(words=(None,)),
+    "data.crop": NATURAL._replace(words=(None,)),
     "training.num_steps": COUNT,
     "training.batch_size": COUNT,
     "training.learning_rate": Number(least=0),  # 0 measures the loss alone.
@@ -114,7 +114,8 @@ def expanded(config: ConfigDict) -> ConfigDict:
     for field in PATHS:
         *parts, name = field.split(".")
         node = functools.reduce(lambda node, part: node[part], parts, config)
-        node[name] = local_path(node[name], f"config.{field}")
+        if node.get(name):
+            node[name] = local_path(node[name], f"config.{field}")
     return config
 
 

@@ -216,10 +216,8 @@ def test_names_and_captions_say_what_made_the_samples(tmp_path):
     (tmp_path / "samples").mkdir()
     workdir.write_config(tmp_path, config)
     zeros, ones = np.zeros((2, 4, 4, 1), np.uint8), np.ones((3, 4, 4, 1), np.uint8)
-    assert sample_files.save_samples(tmp_path, config, 30, zeros).name == "step_30.png"
-    config["sampling"]["num_samples"] = 3  # The same samples, more of them.
-    assert sample_files.save_samples(tmp_path, config, 30, zeros).name == "step_30.png"
-    assert sample_files.save_samples(tmp_path, ddim, 30, ones).name == "step_30.png"
+    for images, made in ((zeros, config), (ones, ddim), (ones, ddim)):  # The same again overwrite themselves.
+        assert sample_files.save_samples(tmp_path, made, 30, images).name == "step_30.png"
 
     def stored():
         files = sorted((tmp_path / "samples").glob("*.npz"), key=lambda path: len(path.name))
@@ -228,9 +226,12 @@ def test_names_and_captions_say_what_made_the_samples(tmp_path):
     assert stored() == {"step_30.npz": 1, "step_30_heu": 0}
     page = report.write_report(tmp_path).read_text()
     assert (
-        "<p>sampler heun, grid karras, steps 9, t min 0.001, last step denoising, seed 0, parameters averaged" in page
+        "<p>samples 2, sampler heun, grid karras, steps 9, t min 0.001, last step denoising, seed 0, parameters" in page
     )
-    assert "<p>sampler ddim(eta=0.5), guidance classifier_free_guidance(scale=2.0), grid karras, steps 9" in page
+    assert (
+        "<p>samples 3, sampler ddim(eta=0.5), guidance classifier_free_guidance(scale=2.0), grid karras, steps 9"
+        in page
+    )
     sample_files.save_samples(tmp_path, config, 30, zeros)
     assert stored() == {"step_30.npz": 0, "step_30_ddi": 1}
     assert len(list((tmp_path / "samples").iterdir())) == 4
