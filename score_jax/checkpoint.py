@@ -13,6 +13,8 @@ import logging
 import pathlib
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +70,10 @@ def _silence() -> None:
     """
 
     def needed(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in f"{record.pathname} {record.getMessage()}")
+        if not record.exc_info:
+            return True
+        places = [record.pathname, record.getMessage(), *(f.filename for f in traceback.extract_tb(record.exc_info[2]))]
+        return not any("orbax" in place for place in places)
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(needed)
@@ -79,6 +84,7 @@ def _silence() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # Of those that did not begin.
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data_state: dict[str, Any]) -> None:
