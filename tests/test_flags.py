@@ -234,3 +234,29 @@ def test_examples_print_help_and_write_nothing():
     done = python("-m", "examples.annealing", "--bogus")
     assert (done.returncode, done.stdout) == (2, "")
     assert {path: path.stat().st_mtime for path in (ROOT / "examples").glob("*.png")} == before
+
+
+def test_a_config_of_ones_own(tmp_path):
+    """With dataclasses, a field that only its owner reads, sections with fewer fields, and None for nothing."""
+    (tmp_path / "mine.py").write_text("""
+from __future__ import annotations
+import dataclasses
+from configs.base import base
+
+@dataclasses.dataclass
+class Options:
+    features: int = 16
+
+def get_config(*words):
+    config = base()
+    config.sde = dict(name="VP")
+    config.network = dict(name="MLP", features=Options().features)
+    config.sampling.guidance = dict(name="", scale=2.0)
+    config.mesh = dict(data=1)
+    config.data.dir = config.data.image_size = None
+    config.notes = "mine"
+    return config
+""")
+    command = [sys.executable, "run.py", f"--config={tmp_path / 'mine.py'}", "--mode=sample", f"--workdir={tmp_path}/w"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"error: {tmp_path}/w has no checkpoint: train first" in done.stderr
