@@ -22,6 +22,10 @@ __all__ = ["PLAIN", "load"]
 MOST_OPCODES = 1_000_000
 # Of an integer: arithmetic with millions of digits takes minutes.  The magic number of PyTorch's files has 77.
 MOST_BITS = 128
+# Of a call or a reference, so that one long tuple is not copied for each of them; tensors take 7.
+MOST_ARGUMENTS = 16
+# Letters and items that all calls are passed, which they copy: one long list may be passed again and again.
+MOST_PASSED = 2_000_000
 
 VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -44,13 +48,14 @@ def load(file: bytes | BinaryIO, names: Mapping[str, Any], persistent: Callable[
 
     Raises:
       ValueError: for a name or an opcode that is not known, for a key that is neither a string nor an integer of 64
-        bits, and for more opcodes than `MOST_OPCODES`.
+        bits, and for more than `MOST_OPCODES`, `MOST_ARGUMENTS` or `MOST_PASSED` allow.
       Exception: of any other kind, if it is broken.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
     take = functools.partial(_take, stack, marks)
+    passed = 0
     for count, (opcode, value, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
         if count == MOST_OPCODES:
             raise ValueError(f"it has more than {MOST_OPCODES:,} opcodes")
@@ -78,8 +83,17 @@ def load(file: bytes | BinaryIO, names: Mapping[str, Any], persistent: Callable[
             change(stack[-1], values)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             stack.append(_find(names, str(value).split(" ", 1) if name == "GLOBAL" else take(2)))
+        elif name == "REDUCE":
+            function, arguments = _call(take(2))
+            passed += sum(len(x) for x in arguments if type(x) in (str, list))
+            if passed > MOST_PASSED:
+                raise ValueError(f"its calls take more than {MOST_PASSED:,} letters and items")
+            stack.append(function(*arguments))
         elif name == "BINPERSID" and persistent:
-            stack.append(persistent(stack.pop()))
+            reference = stack.pop()
+            if type(reference) is not tuple or len(reference) > MOST_ARGUMENTS:
+                raise ValueError("a reference is no short tuple")
+            stack.append(persistent(reference))
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
@@ -127,11 +141,13 @@ def _find(names: Mapping[str, Any], parts: list[Any]) -> Any:
     return names[full]
 
 
-def _call(values: list[Any]) -> Any:
+def _call(values: list[Any]) -> tuple[Callable, tuple]:
     function, arguments = values
     if not callable(function) or type(arguments) is not tuple:
         raise ValueError(f"it calls a {type(function).__name__}")
-    return function(*arguments)
+    if len(arguments) > MOST_ARGUMENTS:
+        raise ValueError(f"it calls a function with {len(arguments):,} arguments")
+    return function, arguments
 
 
 def _build(target: Any, values: list[Any]) -> None:
@@ -155,7 +171,6 @@ MAKES: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
     },
     **{"EMPTY_LIST": (0, list), "LIST": (None, list), "EMPTY_DICT": (0, dict)},
     "DICT": (None, lambda items: _set({}, items)),
-    "REDUCE": (2, _call),
 }
 # What changes the value below.
 CHANGES: dict[str, tuple[int | None, Callable[[Any, list[Any]], Any]]] = {

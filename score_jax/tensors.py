@@ -12,7 +12,7 @@ import math
 import os
 import reprlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import flax.serialization
@@ -128,16 +128,19 @@ def read_msgpack(path: str | os.PathLike) -> Any:
         if left < 0:
             raise ValueError(f"it has more than {MOST_CONTAINERS:,} containers")
 
-    def look(data: bytes) -> None:
+    def nested(*_: Any) -> None:
+        raise ValueError("an array holds an array")  # Each level would be a frame of C, and a copy of what is inside.
+
+    def look(data: bytes, inside: Callable = nested) -> None:
         # Every value must be there before room is made for as many as a container says it has.
         unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1))
         unpacker.feed(data)
         unpacker.skip()
-        hooks = {"object_hook": count, "list_hook": count, "ext_hook": lambda _, inner: look(inner)}
+        hooks = {"object_hook": count, "list_hook": count, "ext_hook": inside}
         msgpack.unpackb(data, strict_map_key=False, raw=True, **hooks)
 
     try:
-        look(data)
+        look(data, lambda _, inner: look(inner))
         return flax.serialization.msgpack_restore(data)
     except Exception as error:  # msgpack's own, of many kinds, whatever the bytes.
         raise ValueError(f"{os.fspath(path)}: not a checkpoint, or truncated ({one_line(error)})") from error

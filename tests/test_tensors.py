@@ -139,6 +139,22 @@ def test_a_pickle_has_a_bounded_number_of_opcodes(write, monkeypatch):
     fails(write(several(b"](" + b"N" * 1000 + b"e", one) + b"."), "more than 1,000 opcodes")
 
 
+def test_the_calls_of_a_pickle_take_only_so_much(write, monkeypatch):
+    monkeypatch.setattr(pickles, "MOST_PASSED", 100)
+    pairs = b"](" + several(1, 2) + several(3, 4) + b"e\x85"
+    tree = several(tensor((1,), (1,)), checkpoints.often("collections.OrderedDict", pairs, 49))
+    assert pytorch.read_torch(write(tree + b"."))[1][2:] == ({1: 2, 3: 4},) * 49
+    fails(write(checkpoints.often("collections.OrderedDict", pairs, 51) + b"."), "more than 100 letters and items")
+
+
+def test_msgpack_as_flax_writes_it(tmp_path):
+    tree = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(0.5), "c": 1 + 2j, "d": {"e": "text", "f": np.array(3)}}
+    (tmp_path / "checkpoint").write_bytes(flax.serialization.to_bytes(tree))
+    read = tensors.read_msgpack(tmp_path / "checkpoint")
+    np.testing.assert_array_equal(read.pop("a"), tree.pop("a"))
+    assert read == tree
+
+
 def test_tensors_share_bytes_only_so_often(write):
     """One expanded by strides of zero is read, as long as its elements stay few."""
     np.testing.assert_array_equal(pytorch.read_torch(write(tensor((5, 12), (0, 1)) + b".")), np.tile(STORAGE, (5, 1)))

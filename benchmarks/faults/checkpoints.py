@@ -116,6 +116,13 @@ def nested(levels: int) -> bytes:
     return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(levels))
 
 
+def often(name: str, arguments: bytes, times: int) -> bytes:
+    """A tuple of calls that pass one tuple of arguments, from the memo."""
+    module, _, function = name.rpartition(".")
+    head = f"(c{module}\n{function}\nq\0".encode() + arguments + b"q\x01"
+    return head + b"h\0h\x01R" * times + b"t"
+
+
 OK = tensor((3, 4), (4, 1))
 COLLIDING = b"}(" + b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(1, 60_000))
 PICKLES: dict[str, bytes] = {
@@ -204,6 +211,12 @@ PICKLES: dict[str, bytes] = {
         call("numpy.dtype", text("f8"), 0, 1) + several(3, text(">"), b"N", b"N", b"N", -1, -1, 0) + b"b",
         b"C\x08" + bytes(8),
     ),
+    "a megabyte encoded 3,000 times": often("_codecs.encode", several(text("a" * 10**6), text("latin1")), 3000),
+    "a call with 100 arguments": call("torch._utils._rebuild_parameter", *[0] * 100),
+    "a reference of 100 parts": several(
+        text("storage"), b"ctorch\nFloatStorage\n", text("0"), text("cpu"), 12, *[b"N"] * 95
+    )
+    + b"Q",
     "bytes by another codec": call("_codecs.encode", text("7z"), text("zlib")),
 }
 # They take seconds.
@@ -216,6 +229,17 @@ HEAVY: dict[str, bytes] = {
     "two million tensors": OK + b"".join([b"q\x00", b"(", b"h\x00" * 2_500_000, b"t"]),
     "calls from the memo": b"ccollections\nOrderedDict\nq\x00" + b"h\x00)R" * 1_000_000,
     "a million axes": tensor(b"(" + b"K\x01" * 10**6 + b"t", b"(" + b"K\x01" * 10**6 + b"t"),
+    "an OrderedDict of 100,000 pairs, 300 times": often(
+        "collections.OrderedDict",
+        b"](" + b"".join(b"J" + struct.pack("<i", k) + b"N\x86" for k in range(100_000)) + b"e\x85",
+        300,
+    ),
+    "500,000 arguments, 6,000 times": often("torch._utils._rebuild_parameter", b"(" + b"N" * 500_000 + b"t", 6000),
+    "a reference of 400,000 parts, 1,000 times": b"("
+    + several(text("storage"), b"ctorch\nFloatStorage\n", text("0"), text("cpu"), 12, b"N" * 400_000)
+    + b"q\0"
+    + b"h\0Q" * 1000
+    + b"t",
 }
 
 
@@ -315,6 +339,9 @@ def _msgpack() -> Iterator[Case]:
     deep: Any = 1
     for _ in range(900):
         deep = {"a": deep}
+    arrays = b"\x01"
+    for _ in range(250):
+        arrays = msgpack.packb(msgpack.ExtType(1, arrays))
     for name, content in {
         "nothing": b"",
         "a list": msgpack.packb([1, 2]),
@@ -337,6 +364,7 @@ def _msgpack() -> Iterator[Case]:
         "an array of strings": msgpack.packb({"params_ema": {"a": _ext((2,), "S4", bytes(8))}}),
         "an array of large shape": msgpack.packb({"params_ema": {"a": _ext((10**12,), "float32", bytes(8))}}),
         "an array of an odd shape": msgpack.packb({"params_ema": {"a": _ext("ab", "float32", bytes(8))}}),
+        "arrays in arrays": arrays,
         "an array of nothing": msgpack.packb({"params_ema": {"a": msgpack.ExtType(1, b"")}}),
         "an unknown extension": msgpack.packb({"params_ema": {"a": msgpack.ExtType(9, b"ab")}}),
         "a chunk of nothing": msgpack.packb({"params_ema": {"a": {"__msgpack_chunked_array__": True}}}),
