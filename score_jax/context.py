@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from score_jax import checkpoint, data, lookup, parameterization, processes, samplers, sharding, train
+from score_jax import checkpoint, data, lookup, parameterization, processes, provenance, samplers, sharding, train
 from score_jax.adopt import adopt, load_params, unread
 from score_jax.build import (
     is_classifier,
@@ -284,8 +285,25 @@ class Run:
             raise UserError(f"{error} (config.sampling)") from error
         raise UserError("the samples are not finite after the last, denoising step (config.sampling.denoise)")
 
+    def num_evaluations(self) -> int | None:
+        """How often sampling evaluates the score, with its guidance; None where that depends on the samples."""
+        config, sde = self.config, self.sampling_sde
+
+        def evaluate_score(x: Array, t: Array) -> Array:
+            return x
+
+        def step(x: Array, t: Array) -> Array:
+            sampler = make_sampler(config, sde, jax.jit(evaluate_score))
+            return sampler.step(self.key_sample, x, t, t, sampler.init(x, t))[0]
+
+        jaxpr = jax.make_jaxpr(step)(jnp.zeros((1, *self.dataset.shape)), jnp.asarray(sde.t_max))
+        calls = provenance.count_calls(jaxpr.jaxpr, evaluate_score.__name__) * config.sampling.num_steps
+        return None if math.isnan(calls) else int(calls) + bool(config.sampling.denoise)
+
     def write_samples(self, step: int, params: Any) -> None:
         with self.samples(step, params, self.config.sampling.num_samples) as samples:
             if jax.process_index() == 0:
-                config, source = self.config.to_dict(), self.pretrained
-                print("samples:", save_samples(self.workdir, config, step, samples, pretrained=source))
+                made = provenance.of_samples(
+                    self.config.to_dict(), step, self.pretrained, evaluations=self.num_evaluations()
+                )
+                print("samples:", save_samples(self.workdir, step, samples, made))

@@ -171,7 +171,8 @@ def _evaluate(run: Run) -> None:
                 classifier=config.evaluation.classifier,
                 labels=np.arange(len(generated)) % run.classes if run.classes else None,
             )
-    made = provenance.of_samples(config.to_dict(), step, run.pretrained) | {"features": config.evaluation.features}
+    made = provenance.of_samples(config.to_dict(), step, run.pretrained, evaluations=run.num_evaluations())
+    made |= {"features": config.evaluation.features}
     _write(run, "evaluation", table, evaluate.as_text(table), made)
 
 

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
-__all__ = ["caption", "of_editing", "of_likelihood", "of_parameters", "of_samples", "variant"]
+import jax
+
+__all__ = ["caption", "count_calls", "of_editing", "of_likelihood", "of_parameters", "of_samples", "variant"]
 
 Made = dict[str, Any]
 
@@ -22,18 +25,23 @@ def of_parameters(config: dict[str, Any], step: int, pretrained: str = "") -> Ma
     return {"seed": config.get("seed"), "parameters": source}
 
 
-def of_samples(config: dict[str, Any], step: int, pretrained: str = "") -> Made:
+def of_samples(config: dict[str, Any], step: int, pretrained: str = "", *, evaluations: int | None = None) -> Made:
     """What decides a sample, by its words in captions; the samples' number and how many are made at once do not.
 
     Args:
       config: of the run, resolved; a record of it may lack sections.
       step: of the checkpoint.
       pretrained: the file whose parameters are taken at step 0.
+      evaluations: of the score, for one sample; None where they are not known.
     """
     sampling = json.loads(json.dumps(config.get("sampling", {})))  # Without tuples, as a record has it.
-    made = {name: _named(sampling.get(name, {})) for name in ("sampler", "corrector", "guidance")}
+    made: Made = {name: _named(sampling.get(name, {})) for name in ("sampler", "corrector", "guidance")}
     made |= {"grid": sampling.get("grid"), "steps": sampling.get("num_steps"), "t_min": sampling.get("t_min")}
-    made |= {"step size": sampling.get("step_size"), "last step": sampling.get("denoise") and "denoising"}
+    made |= {
+        "evaluations": evaluations,
+        "step size": sampling.get("step_size"),
+        "last step": sampling.get("denoise") and "denoising",
+    }
     return {k: v for k, v in made.items() if v} | of_parameters(config, step, pretrained)
 
 
@@ -59,6 +67,22 @@ def of_likelihood(config: dict[str, Any], step: int, pretrained: str = "") -> Ma
 def caption(made: Made) -> str:
     """One line for people."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in made.items())
+
+
+def count_calls(jaxpr: Any, name: str) -> float:
+    """How often a `jaxpr` calls the jitted function of that name; NaN where a loop of unknown length does."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.params.get("name") == name:
+            total += 1
+            continue
+        values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr"))
+        inside = sum(
+            count_calls(getattr(v, "jaxpr", v), name) for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")
+        )
+        times = {"scan": equation.params.get("length", 1), "while": math.nan}.get(equation.primitive.name, 1)
+        total += inside and inside * times
+    return total
 
 
 def variant(made: Made) -> str:

@@ -96,14 +96,18 @@ class SampleFile:
         self._array.unlink()
 
 
-def save_samples(
-    path: pathlib.Path, config: dict[str, Any], step: int, samples: np.ndarray, *, pretrained: str = ""
-) -> pathlib.Path:
+def save_samples(path: pathlib.Path, step: int, samples: np.ndarray, made: dict[str, Any]) -> pathlib.Path:
     """Write `samples/step_<N>.npz` (`arr_0`, images as uint8; `made`, JSON) and `.png`; returns the picture's path.
 
     Samples of that step that something else made are kept: they become `step_<N>_<sampler>_<steps>_<hash>`.
+
+    Args:
+      path: the workdir.
+      step: of the checkpoint.
+      samples: `[n, ...]`.
+      made: what made them, of `provenance.of_samples`.
     """
-    made = {"samples": len(samples), **provenance.of_samples(config, step, pretrained)}
+    made = {"samples": len(samples), **made}
     text = json.dumps(made)
     with _newest(path / "samples" / f"step_{step}", made) as (npz, png):
         with disk.writing(npz) as file:

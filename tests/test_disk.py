@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from tensorboardX.proto import event_pb2
 from test_data import write_cifar
-from test_experiment import ROOT, get_config, untrained
+from test_experiment import ROOT, get_config, tiny, untrained
 
-from score_jax import data, disk, experiment, log, report, sample_files, workdir
+from score_jax import data, disk, experiment, log, provenance, report, sample_files, workdir
 from score_jax.errors import UserError
 
 TINY = ["run.py", "--config=configs/toy2d.py", "--config.network.features=8", "--config.sampling.grid=log_snr"]
@@ -217,7 +217,7 @@ def test_names_and_captions_say_what_made_the_samples(tmp_path):
     workdir.write_config(tmp_path, config)
     zeros, ones = np.zeros((2, 4, 4, 1), np.uint8), np.ones((3, 4, 4, 1), np.uint8)
     for images, made in ((zeros, config), (ones, ddim), (ones, ddim)):  # The same again overwrite themselves.
-        assert sample_files.save_samples(tmp_path, made, 30, images).name == "step_30.png"
+        assert sample_files.save_samples(tmp_path, 30, images, provenance.of_samples(made, 30)).name == "step_30.png"
 
     def stored():
         files = sorted((tmp_path / "samples").glob("*.npz"), key=lambda path: len(path.name))
@@ -232,7 +232,24 @@ def test_names_and_captions_say_what_made_the_samples(tmp_path):
         "<p>samples 3, sampler ddim(eta=0.5), guidance classifier_free_guidance(scale=2.0), grid karras, steps 9"
         in page
     )
-    sample_files.save_samples(tmp_path, config, 30, zeros)
+    sample_files.save_samples(tmp_path, 30, zeros, provenance.of_samples(config, 30))
     assert stored() == {"step_30.npz": 0, "step_30_ddi": 1}
     assert len(list((tmp_path / "samples").iterdir())) == 4
     Image.open(tmp_path / "samples/step_30.png").verify()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (dict(sampler=dict(name="heun")), 2 * 4 + 1),
+        (dict(sampler=dict(name="unipc"), denoise=False), 4),
+        (dict(sampler=dict(name="ancestral"), corrector=dict(name="langevin_corrector", num_steps=3)), 4 * 4 + 1),
+        (dict(sampler=dict(name="picard")), None),
+        (dict(sampler=dict(name="adaptive_sde")), None),
+    ],
+)
+def test_evaluations_are_counted(sampling, expected, tmp_path):
+    config = tiny("toy2d")
+    with config.unlocked():
+        config.sampling.update(num_steps=4, **sampling)
+    assert experiment.Run(config, tmp_path).num_evaluations() == expected
