@@ -6,12 +6,12 @@ import json
 import math
 import os
 import pathlib
-import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from score_jax import data, disk, provenance, report
 
@@ -125,7 +125,7 @@ def _newest(stem: pathlib.Path, made: dict[str, Any]) -> Iterator[list[pathlib.P
         return stem.with_name(f"{stem.name}_{provenance.variant(made)}{file.suffix}")
 
     files = [stem.with_suffix(suffix) for suffix in (".npz", ".png")]
-    before = _made(files[0])
+    before = _made(files[1])
     for file in files:
         if before not in (None, made):
             with contextlib.suppress(FileNotFoundError):
@@ -135,12 +135,13 @@ def _newest(stem: pathlib.Path, made: dict[str, Any]) -> Iterator[list[pathlib.P
         kept(made, file).unlink(missing_ok=True)  # It was made anew.
 
 
-def _made(file: pathlib.Path) -> dict[str, Any] | None:
-    """What made the samples of a file; None if it does not say."""
+def _made(picture: pathlib.Path) -> dict[str, Any] | None:
+    """What made a picture; None if it does not say."""
     try:
-        with np.load(file) as arrays:
-            made = json.loads(str(arrays["made"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        with Image.open(picture) as image:
+            image.load()
+            made = json.loads(image.info[report.MADE])
+    except (OSError, ValueError, KeyError, SyntaxError):
         return None  # There is none, or it is damaged, or older than that.
     return made if isinstance(made, dict) else None
 
@@ -162,7 +163,7 @@ def save_edits(
     text = json.dumps(made)
     with _newest(path / "samples" / f"{mode}_{step}", made) as (npz, png):
         with disk.writing(npz) as file:
-            np.savez_compressed(file, **stored, made=np.array(text))
+            np.savez_compressed(file, **stored)
         with disk.writing(png) as file:
             report.save_png(file, report.side_by_side(stored), made=text)
     return png
