@@ -85,20 +85,29 @@ def load(file: bytes | BinaryIO, names: Mapping[str, Any], persistent: Callable[
             stack.append(_find(names, str(value).split(" ", 1) if name == "GLOBAL" else take(2)))
         elif name == "REDUCE":
             function, arguments = _call(take(2))
-            passed += sum(len(x) for x in arguments if type(x) in (str, list))
-            if passed > MOST_PASSED:
-                raise ValueError(f"its calls take more than {MOST_PASSED:,} letters and items")
+            passed = _checked(passed + sum(len(x) for x in arguments if type(x) in (str, list)))
             stack.append(function(*arguments))
         elif name == "BINPERSID" and persistent:
-            reference = stack.pop()
-            if type(reference) is not tuple or len(reference) > MOST_ARGUMENTS:
-                raise ValueError("a reference is no short tuple")
-            stack.append(persistent(reference))
+            stack.append(persistent(_reference(stack.pop())))
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"it uses {name}, which plain values do not need")
     raise ValueError("it has no end")
+
+
+def _checked(passed: int) -> int:
+    """How much calls took so far, if it is not too much."""
+    if passed > MOST_PASSED:
+        raise ValueError(f"its calls take more than {MOST_PASSED:,} letters and items")
+    return passed
+
+
+def _reference(value: Any) -> tuple[Any, ...]:
+    """What refers to something outside."""
+    if type(value) is not tuple or len(value) > MOST_ARGUMENTS:
+        raise ValueError("a reference is no short tuple")
+    return value
 
 
 def _take(stack: list[Any], marks: list[int], number: int | None) -> list[Any]:
