@@ -79,10 +79,14 @@ def as_time(t: ArrayLike) -> Array:
     return t.astype(jnp.float32) if t.dtype.itemsize < 4 else t
 
 
-def check_shape(value: Array, x: Array) -> Array:
-    """The score, unless its shape is not that of `x`, which would broadcast to a wrong result."""
+def check_shape(value: Array, x: Array, what: str = "a score", hint: str = "") -> Array:
+    """The value, unless its shape is not that of `x`, which would broadcast to a wrong result.
+
+    Raises:
+      ValueError: with both shapes, what has them, and then the hint.
+    """
     if jnp.shape(value) != x.shape:
-        raise ValueError(f"a score must have the shape of x, {x.shape}, but has {jnp.shape(value)}")
+        raise ValueError(f"{what} must have the shape of x, {x.shape}, but has {jnp.shape(value)}{hint}")
     return value
 
 
@@ -92,11 +96,7 @@ def call_score(fn: Callable[[Array, Array], Array], x: Array, t: ArrayLike, what
     Raises:
       ValueError: if its shape is another, as it is where a function takes (t, x).
     """
-    value = fn(x, as_time(t))
-    if jnp.shape(value) != x.shape:
-        shapes = f"{x.shape}, but has {jnp.shape(value)}"
-        raise ValueError(f"{what} must have the shape of x, {shapes}: it is called with (x, t), in this order")
-    return value
+    return check_shape(fn(x, as_time(t)), x, what, ": it is called with (x, t), in this order")
 
 
 def dot(a: Array, b: Array) -> Array:
